@@ -1,0 +1,21 @@
+"""raymtl: multi-task recommenders with task-specific embeddings on industrial logs, on Ray.
+
+The map, in the order a batch travels:
+    config       TrainConfig and its parts; YAML and dotted overrides
+    schema       LogSchema: what a log's columns mean
+    batch        Batch, Inputs and the legend of shapes
+    data         log (files, row groups), order (which rows when), decode, lanes, ingest (Ray Data);
+                 prepare makes a training log from raw files, synthetic one with a known answer
+    embedding    tables (the local reference), sharded (rows split over ranks), optimizers
+    models       one file per paper; registry picks one by name
+    losses       masked sums per task
+    metrics      AUC, GAUC, log loss, calibration; histograms for training
+    collectives  the only file that talks to other ranks
+    checkpoint   shards first, manifest last; loads at any world size
+    trainer      the training loop, one straight line, no Ray in it
+    evaluator    one pass over a log with a checkpoint; predict writes its scores
+    launch       TrainConfig to Ray Train workers
+
+Imports go one way: jobs and tuning, launch, trainer and evaluator, the parts, collectives; all may
+import batch, schema, config, errors. tests/test_layout.py holds it.
+"""

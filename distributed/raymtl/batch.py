@@ -1,0 +1,186 @@
+"""Batch: one rank's rows of one step as tensors, and where the rows came from.
+
+Shape legend, used by tensor names all over raymtl:
+    B rows of this rank's batch · F fields · D embedding width · V views of a field (one per task,
+    shared last; 1 in models without task-specific embeddings) · T tasks · E experts · H expert
+    width · S sequence length · M behaviour types · L lanes · W world size · N numeric columns ·
+    C id columns (one per categorical, max_length per bag or sequence).
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raymtl.schema import BagFeature, LogSchema, NumericFeature, SequenceFeature, looks_up
+
+PAD = -1
+"""Row number of `no id`: looks up nothing, gives zeros, gets no gradient."""
+
+
+@dataclass(frozen=True)
+class IdColumns:
+    """The id columns of one feature: `ids_BC[:, start : start + width]`."""
+
+    feature: str
+    table: str
+    start: int
+    width: int
+    pooling: str
+    """`one` (a categorical), `sum`, `mean`, or `none` (a sequence passed whole)."""
+    weight_start: int | None = None
+    """First column of a weighted bag's weights in `bag_weights`; null where unweighted."""
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.width
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns of a batch belong to which feature; a pure function of the schema."""
+
+    id_columns: tuple[IdColumns, ...]
+    numeric_names: tuple[str, ...]
+    """One per numeric column; a missing indicator follows its feature as `name:missing`."""
+    task_names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, schema: LogSchema) -> "Layout":
+        columns, numeric, start, weight_start = [], [], 0, 0
+        for f in schema.features:
+            if looks_up(f):
+                width = f.max_length if isinstance(f, BagFeature | SequenceFeature) else 1
+                pooling = f.pooling if isinstance(f, BagFeature | SequenceFeature) else "one"
+                weighted = isinstance(f, BagFeature) and f.weights is not None
+                columns.append(
+                    IdColumns(
+                        feature=f.name,
+                        table=f.table_name,
+                        start=start,
+                        width=width,
+                        pooling=pooling,
+                        weight_start=weight_start if weighted else None,
+                    )
+                )
+                start += width
+                weight_start += width if weighted else 0
+            else:
+                assert isinstance(f, NumericFeature)
+                numeric.append(f.name)
+                if f.missing_indicator:
+                    numeric.append(f"{f.name}:missing")
+        return cls(tuple(columns), tuple(numeric), tuple(t.name for t in schema.tasks))
+
+    @cached_property
+    def num_id_columns(self) -> int:
+        """C."""
+        return self.id_columns[-1].stop if self.id_columns else 0
+
+    @cached_property
+    def num_bag_weights(self) -> int:
+        """Columns of `bag_weights`."""
+        return sum(c.width for c in self.id_columns if c.weight_start is not None)
+
+    @cached_property
+    def fields(self) -> tuple[IdColumns, ...]:
+        """The F features that become one vector each, in order."""
+        return tuple(c for c in self.id_columns if c.pooling != "none")
+
+    @cached_property
+    def sequences(self) -> tuple[IdColumns, ...]:
+        """The features that are passed whole."""
+        return tuple(c for c in self.id_columns if c.pooling == "none")
+
+
+@dataclass
+class Batch:
+    """One rank's rows of global step `step`. Padding rows have weight 0 and PAD ids."""
+
+    step: int
+    ids_BC: Tensor
+    """int64 row numbers within each feature's table, PAD where empty."""
+    bag_weights: Tensor
+    """float32 (B, layout.num_bag_weights), 0 where the id is PAD."""
+    numeric_BN: Tensor
+    """float32, finite."""
+    labels_BT: Tensor
+    """float32, 0 where unobserved."""
+    mask_BT: Tensor
+    """bool, True where the label is observed."""
+    weight_B: Tensor
+    """float32 row weights; 0 marks padding."""
+    weight_BT: Tensor
+    """float32, row weight times task weight, 0 where unobserved."""
+    group_B: Tensor
+    """int64 hash of the group (user), -1 where there is none."""
+    file_B: np.ndarray
+    """int32 index into LogIndex.files, -1 for padding."""
+    row_B: np.ndarray
+    """int64 row within that file, -1 for padding."""
+    keys: dict[str, np.ndarray] = field(default_factory=dict)
+    """Columns carried along untouched (predict's row keys); padding rows hold anything."""
+
+    def __len__(self) -> int:
+        return self.ids_BC.shape[0]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are not padding."""
+        return int((self.file_B >= 0).sum())
+
+    def to(self, device: torch.device) -> "Batch":
+        """Moves the tensors; the origin and the keys stay on the host."""
+        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return Batch(**{**vars(self), **moved})
+
+
+@dataclass
+class Sequence:
+    """One behaviour sequence, whole."""
+
+    values_BSVD: Tensor
+    mask_BS: Tensor
+    """bool, True where there is an item; items stand at the front, oldest first."""
+
+
+@dataclass
+class Inputs:
+    """What a model sees of a batch."""
+
+    views_BVFD: Tensor
+    numeric_BN: Tensor
+    sequences: dict[str, Sequence]
+
+
+@dataclass(frozen=True)
+class InputShape:
+    """Sizes a model is built from."""
+
+    num_tasks: int
+    num_views: int
+    num_fields: int
+    width: int
+    num_numeric: int
+    task_names: tuple[str, ...]
+    sequence_lengths: dict[str, int] = field(default_factory=dict)
+    """Sequence name -> S, for sequences passed whole."""
+
+    @classmethod
+    def of(
+        cls, layout: Layout, width: int, task_specific: bool, shared_view: bool = True
+    ) -> "InputShape":
+        """Sizes for a layout; V is T + 1 with task-specific embeddings (T without the shared view,
+        as in single-task models), else 1."""
+        num_tasks = len(layout.task_names)
+        return cls(
+            num_tasks=num_tasks,
+            num_views=num_tasks + int(shared_view) if task_specific else 1,
+            num_fields=len(layout.fields),
+            width=width,
+            num_numeric=len(layout.numeric_names),
+            task_names=layout.task_names,
+            sequence_lengths={c.feature: c.width for c in layout.sequences},
+        )

@@ -1,0 +1,79 @@
+"""Starts or joins Ray, and checks that training and its data tasks both find CPUs there."""
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from raymtl.config import LaunchSection
+from raymtl.errors import InputError
+
+DATA_CPUS_PER_WORKER = 1.0
+"""Logical CPUs a rank's reading tasks may hold at once."""
+LOOPBACK = "127.0.0.1"
+
+
+def local_cpus(section: LaunchSection) -> int:
+    """Logical CPUs a local Ray is started with.
+
+    Ray counts logical CPUs: with just the workers' share, reading tasks would wait for ever.
+    """
+    per_worker = section.cpus_per_worker + DATA_CPUS_PER_WORKER
+    return max(os.cpu_count() or 1, math.ceil(section.num_workers * per_worker) + 1)
+
+
+@contextmanager
+def session(section: LaunchSection) -> Iterator[None]:
+    """Joins the cluster at `address` or RAY_ADDRESS, or starts a local Ray and stops it after.
+
+    A Ray that is running in this process already is used and left as it is.
+    """
+    if ray.is_initialized():
+        require_cpus(section)
+        yield
+        return
+    address = section.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=local_cpus(section),
+            include_dashboard=False,
+            object_store_memory=section.object_store_bytes,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address=LOOPBACK,
+        )
+    try:
+        require_cpus(section)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def require_cpus(section: LaunchSection) -> None:
+    """Raises InputError where the workers would leave no CPU to the tasks that read for them."""
+    total = ray.cluster_resources().get("CPU", 0.0)
+    wanted = section.num_workers * section.cpus_per_worker + 1
+    if total < wanted:
+        raise InputError(
+            "the cluster is too small: training would wait for ever for its data",
+            f"{total:g} logical CPUs for {section.num_workers} workers of "
+            f"{section.cpus_per_worker:g}",
+            f"{wanted:g} or more: the workers' and at least one for reading",
+            "set launch.num_workers or launch.cpus_per_worker lower, or add nodes",
+        )
+
+
+def is_local() -> bool:
+    """Whether all of Ray's nodes are this machine's loopback."""
+    return all(node["NodeManagerAddress"] == LOOPBACK for node in ray.nodes() if node["Alive"])
+
+
+def threads_per_worker(section: LaunchSection) -> int:
+    """torch threads of one worker; the machine's cores are shared by the workers on it."""
+    return section.threads_per_worker or max(1, (os.cpu_count() or 1) // section.num_workers)

@@ -1,0 +1,75 @@
+"""The only file that calls torch.distributed. Without a process group all are the identity.
+
+Backend nccl or gloo follows the device of the group; tensors must lie on that device.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """W, 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's rank, 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def sum_(tensor: Tensor) -> Tensor:
+    """Collective. Sums a tensor over ranks in place and returns it."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def exchange(send: Tensor, send_sizes: list[int], receive_sizes: list[int]) -> Tensor:
+    """Collective. Sends `send[:send_sizes[0]]` to rank 0, the next part to rank 1, and so on.
+
+    Args:
+        send: contiguous, any type; dimension 0 is split.
+        send_sizes: W row counts, summing to len(send).
+        receive_sizes: W row counts this rank will get.
+
+    Returns:
+        What this rank got, in rank order: (sum(receive_sizes), *send.shape[1:]).
+    """
+    if world_size() == 1:
+        return send
+    received = send.new_empty((sum(receive_sizes), *send.shape[1:]))
+    dist.all_to_all_single(received, send, receive_sizes, send_sizes)
+    return received
+
+
+def exchange_sizes(sizes: list[int], device: torch.device | None = None) -> list[int]:
+    """Collective. Rank r's sizes[q] arrives as rank q's result[r]."""
+    if world_size() == 1:
+        return sizes
+    send = torch.tensor(sizes, dtype=torch.int64, device=device)
+    received = torch.empty_like(send)
+    dist.all_to_all_single(received, send)
+    return received.tolist()
+
+
+def gather_bytes(message: bytes, device: torch.device | None = None) -> list[bytes]:
+    """Collective. Every rank's message on every rank, in rank order; no pickle."""
+    if world_size() == 1:
+        return [message]
+    sizes = torch.zeros(world_size(), dtype=torch.int64, device=device)
+    sizes[rank()] = len(message)
+    dist.all_reduce(sizes)
+    longest = int(sizes.max())
+    mine = torch.zeros(longest, dtype=torch.uint8, device=device)
+    if message:
+        mine[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
+    parts = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(parts, mine)
+    return [bytes(p[:n].cpu().numpy()) for p, n in zip(parts, sizes.tolist(), strict=True)]
+
+
+def barrier() -> None:
+    """Collective. Waits for all ranks."""
+    if world_size() > 1:
+        dist.barrier()

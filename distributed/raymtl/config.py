@@ -1,0 +1,355 @@
+"""TrainConfig and its parts: frozen, unknown keys refused, YAML plus dotted overrides.
+
+Every other config of the project (prepare, synth, a model's own section) derives from `Section`
+and is read by `load`, so all of them refuse, name and suggest in the same way.
+"""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from raymtl.errors import InputError
+
+S = TypeVar("S", bound="Section")
+
+
+class Section(BaseModel):
+    """A part of a config: frozen, extra keys refused, docstrings under the fields."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class DataSection(Section):
+    train: str
+    """URL of the training log: a parquet file or a folder of them, on any filesystem."""
+    valid: str | None = None
+    """URL of the validation log; null trains without validation."""
+    schema_path: str | None = None
+    """URL of schema.yaml; null means the one that lies beside the training log."""
+    num_lanes: int = Field(default=32, ge=1, le=1024)
+    """Lanes the log is dealt to, fixed for a run; the most workers a run can ever use."""
+    chunk_rows: PositiveInt = 16_384
+    """Most rows of one reading task; larger row groups are cut. Bounds the memory of a lane."""
+    order: Literal["shuffled", "chronological"] = "shuffled"
+    """`shuffled` deals chunks anew each epoch; `chronological` keeps the log's own order."""
+    prefetch_chunks: NonNegativeInt = 4
+    """Chunks a rank holds decoded ahead of its open lanes."""
+
+
+class ModelSection(Section):
+    """The model's name; its other keys are checked by that model's own config class."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str = "stem"
+
+
+class EmbeddingSection(Section):
+    width: PositiveInt = 16
+    """D, floats of one view of one row; 16 is what the STEM authors train with."""
+    init_std: NonNegativeFloat = 1e-4
+    """Standard deviation of a new row's values; 1e-4 as in the official STEM code."""
+    num_buckets: PositiveInt = 1024
+    """P, fixed buckets that rows are dealt to (row mod P); at least the number of workers."""
+    replicate_rows: NonNegativeInt = 4096
+    """Tables of at most this many rows are kept whole on every rank; 0 shards all of them."""
+
+
+class ScheduleSection(Section):
+    name: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rates move after warm-up: not at all, or down to `final` of themselves."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps over which the rates rise linearly from 0."""
+    decay_steps: PositiveInt | None = None
+    """Steps after which `linear` and `cosine` reach `final`; null means the whole run."""
+    final: NonNegativeFloat = 0.0
+    """Share of the rates left after `decay_steps`."""
+
+
+class DenseOptimizerSection(Section):
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: PositiveFloat = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    """torch's weight_decay of the named optimizer."""
+
+
+class RowOptimizerSection(Section):
+    name: Literal["rowwise_adagrad", "lazy_adam", "dense_adam"] = "rowwise_adagrad"
+    """`dense_adam` moves every row every step as the official STEM code does; the others touch
+    only the rows of the batch. They are not the same training: see docs/models.md."""
+    lr: PositiveFloat = 0.02
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    initial_accumulator: NonNegativeFloat = 0.0
+    """Row-wise Adagrad's starting sum of squares."""
+    l2: NonNegativeFloat = 0.0
+    """lambda of lambda/2 * ||row||^2, once per touched row per step; all rows with dense_adam."""
+
+
+class OptimizerSection(Section):
+    dense: DenseOptimizerSection = DenseOptimizerSection()
+    rows: RowOptimizerSection = RowOptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    clip_norm: PositiveFloat | None = 10.0
+    """Largest global gradient norm over dense parameters and touched rows; null does not clip."""
+
+
+class TrainSection(Section):
+    global_batch_size: PositiveInt = 4096
+    """Impressions per step over all ranks; a multiple of data.num_lanes. 4096 is what the STEM
+    authors train with."""
+    num_epochs: PositiveInt = 1
+    max_steps: PositiveInt | None = None
+    max_rows: PositiveInt | None = None
+    max_time_s: PositiveFloat | None = None
+    """Wall time of training after which the run ends cleanly with a checkpoint."""
+    loss_denominator: Literal["batch", "observed"] = "batch"
+    """A task's loss is its observed rows' sum over the weight of the whole global batch, or over
+    the weight of the task's observed rows."""
+    precision: Literal["auto", "fp32"] = "auto"
+    """`auto` is resolved once at the start and stored; at present it is fp32 everywhere."""
+    report_every_steps: PositiveInt = 50
+    """Steps between two lines of metrics.jsonl."""
+
+
+class ValidationSection(Section):
+    every_steps: PositiveInt | None = None
+    """Steps between validations; null validates at the end of each epoch."""
+    max_rows: PositiveInt | None = None
+    """Rows of the validation log that are read, whole lanes' heads alike; null reads all."""
+    metric: str = "auc"
+    """`auc`, `gauc` or `log_loss` as mean over tasks, or of one task as `click/auc`."""
+    patience: PositiveInt | None = None
+    """Validations without gain after which the run stops; null never stops early."""
+    min_delta: NonNegativeFloat = 1e-6
+    """Smallest change that counts as a gain; 1e-6 as in the official STEM code."""
+
+
+class MetricsSection(Section):
+    exact_rows: PositiveInt = 5_000_000
+    """Up to this many rows AUC is exact; above, from histograms, with the error bound printed."""
+    num_bins: PositiveInt = 4096
+    """Histogram bins of a score in [0, 1]."""
+
+
+class CheckpointSection(Section):
+    every_steps: PositiveInt | None = None
+    """Steps between checkpoints; null saves at each validation and at the end of each epoch."""
+    keep_last: PositiveInt = 2
+    keep_best: NonNegativeInt = 1
+    """Checkpoints with the best validation metric kept besides the last ones."""
+
+
+class LaunchSection(Section):
+    num_workers: PositiveInt = 2
+    """W, Ray Train workers; at most data.num_lanes."""
+    cpus_per_worker: PositiveFloat = 1.0
+    threads_per_worker: PositiveInt | None = None
+    """torch threads of a worker; null divides the machine's cores by the workers on it."""
+    use_gpu: bool = False
+    address: str | None = None
+    """Ray cluster to join; null starts a local one unless RAY_ADDRESS is set."""
+    object_store_bytes: PositiveInt | None = None
+    """Object store of a local Ray; null leaves Ray's default."""
+
+
+class FailureSection(Section):
+    max_failures: int = Field(default=3, ge=-1)
+    """Restarts of the worker group after a failure; -1 retries for ever."""
+    hang_timeout_s: PositiveFloat = 300.0
+    """A rank that does not answer for this long is a failure; both the process group's timeout and
+    Ray's worker health check."""
+
+
+class TrainConfig(Section):
+    """One training run, whole."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The run folder's name below `storage`."""
+    storage: str = "runs"
+    """Folder or URL that holds run folders."""
+    seed: NonNegativeInt = 2023
+    """Seed of initial values, order and dropout."""
+    data: DataSection
+    model: ModelSection = ModelSection()
+    embedding: EmbeddingSection = EmbeddingSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    train: TrainSection = TrainSection()
+    validation: ValidationSection = ValidationSection()
+    metrics: MetricsSection = MetricsSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    launch: LaunchSection = LaunchSection()
+    failure: FailureSection = FailureSection()
+
+    @model_validator(mode="after")
+    def _lanes_and_workers_fit(self) -> "TrainConfig":
+        lanes, batch = self.data.num_lanes, self.train.global_batch_size
+        if batch % lanes:
+            raise InputError(
+                "the global batch does not divide over the lanes",
+                f"train.global_batch_size = {batch}, data.num_lanes = {lanes}",
+                "a multiple of data.num_lanes",
+                f"set train.global_batch_size to {max(lanes, batch // lanes * lanes)}",
+            )
+        workers = self.launch.num_workers
+        if workers > lanes:
+            raise InputError(
+                "more workers than lanes: some would have nothing to read",
+                f"launch.num_workers = {workers}, data.num_lanes = {lanes}",
+                "launch.num_workers at most data.num_lanes",
+                f"set launch.num_workers to {lanes} or fewer, or raise data.num_lanes",
+            )
+        if workers > self.embedding.num_buckets:
+            raise InputError(
+                "more workers than buckets of table rows",
+                f"launch.num_workers = {workers}, num_buckets = {self.embedding.num_buckets}",
+                "embedding.num_buckets of at least launch.num_workers",
+                "raise embedding.num_buckets",
+            )
+        return self
+
+
+def load(cls: type[S], path: str | Path, overrides: list[str] | None = None) -> S:
+    """Reads a YAML file and dotted overrides into a section.
+
+    Args:
+        path: local path of a YAML file.
+        overrides: `key.sub=value` strings; values are read as YAML.
+
+    Raises:
+        InputError: the file is missing or no mapping, a key is unknown, or a value is refused.
+    """
+    return parse(cls, override(read_yaml(path), overrides or []), str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Reads a YAML mapping with the safe loader; refuses anything else by an InputError."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            "a config cannot be read",
+            f"{path}: {error}",
+            "a YAML file",
+            "check the path; `raymtl init` lists the shipped ones",
+        ) from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """Parses a YAML mapping; `source` names it in errors."""
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(
+            "a config is not YAML",
+            f"{source}: {' '.join(str(error).split())}",
+            "a YAML mapping",
+            "mend the line it names",
+        ) from None
+    if not isinstance(value, dict):
+        raise InputError(
+            "a config is not a mapping",
+            f"{source}: {type(value).__name__}",
+            "`key: value` lines",
+            "compare with a shipped config (`raymtl init NAME`)",
+        )
+    return value
+
+
+def override(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Returns `values` with each `a.b=value` set; the input is left as it was."""
+    values = json.loads(json.dumps(values, default=str))
+    for item in overrides:
+        key, found, text = item.partition("=")
+        if not found or not all(key.split(".")):
+            raise InputError(
+                "an override is not key=value",
+                item,
+                "a dotted key, an equals sign and a value",
+                "write it like train.num_epochs=2",
+            )
+        *parents, last = key.split(".")
+        node = values
+        for parent in parents:
+            if not isinstance(node.get(parent), dict):
+                node[parent] = {}
+            node = node[parent]
+        node[last] = yaml.safe_load(text)
+    return values
+
+
+def parse(cls: type[S], values: dict[str, Any], source: str, prefix: str = "") -> S:
+    """Builds a section from plain values; turns pydantic's first complaint into an InputError."""
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise _explain(cls, error, source, prefix) from None
+
+
+def dump(section: Section, include: set[str] | None = None) -> str:
+    """The section (or the named fields of it) as YAML, every default written out."""
+    values = section.model_dump(mode="json", include=include)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _explain(
+    cls: type[Section], error: ValidationError, source: str, prefix: str = ""
+) -> InputError:
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        return InputError(cause.what, f"{cause.got}   ({source})", cause.wanted, cause.do)
+    key = ".".join(str(part) for part in (*filter(None, [prefix]), *first["loc"]))
+    rest = len(error.errors()) - 1
+    more = f"; {rest} more complaint{'s' if rest > 1 else ''} after this one" if rest else ""
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(cls, first["loc"]), 1)
+        return InputError(
+            f"unknown key {key}",
+            f"{key} = {first['input']!r}   ({source})",
+            "a key this config has",
+            (f"did you mean {near[0]}?" if near else "remove it") + more,
+        )
+    return InputError(
+        f"{key or 'the config'} is not valid",
+        f"{key} = {first['input']!r}   ({source})",
+        first["msg"].removeprefix("Value error, "),
+        f"change {key or 'it'}{more}",
+    )
+
+
+def _known_keys(cls: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    """The field names at the place `loc` points to, unions of sections included."""
+    classes: list[Any] = [cls]
+    for part in loc[:-1]:
+        nested: list[Any] = []
+        for known in classes:
+            field = known.model_fields.get(part) if isinstance(part, str) else None
+            nested += _sections_in(field.annotation) if field else [known]
+        classes = nested or classes
+    return [name for known in classes for name in known.model_fields]
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [s for arg in getattr(annotation, "__args__", ()) for s in _sections_in(arg)]

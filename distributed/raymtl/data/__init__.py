@@ -1,0 +1,1 @@
+"""A log: its index, the order of its rows, decoding, lanes, Ray Data; making one."""

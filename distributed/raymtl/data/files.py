@@ -1,0 +1,183 @@
+"""Where a log's parquet files lie, on any filesystem, and what their footers say."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from raymtl.errors import InputError
+
+_TAIL_BYTES = 64 * 1024
+_MAGIC = b"PAR1"
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+"""What Hive and Spark call the folder of a null key."""
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A parquet file of a log, not yet opened."""
+
+    path: str
+    """Relative to the log's folder; the bare name of a log that is one file."""
+    location: str
+    """Path on the log's filesystem."""
+    size_bytes: int
+    modified_ns: int | None
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a parquet file says about itself."""
+
+    num_rows: int
+    row_group_rows: tuple[int, ...]
+    digest: str
+    """Hash of the footer's bytes and the file's size: changes whenever the file is rewritten."""
+    schema: pa.Schema
+
+
+def filesystem(url: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem a URL names, and the path on it.
+
+    pyarrow's own filesystems are asked first (local, s3, gs, hdfs, abfs), then fsspec's.
+
+    Raises:
+        InputError: no filesystem knows the URL, or its package is not installed.
+    """
+    if "://" not in url:
+        return pafs.LocalFileSystem(), absolute(url)
+    return _remote(url)
+
+
+def absolute(url: str) -> str:
+    """A local path made absolute, for processes with another working folder; else the URL."""
+    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
+
+
+@lru_cache(maxsize=8)
+def _remote(url: str) -> tuple[pafs.FileSystem, str]:
+    try:
+        found, path = pafs.FileSystem.from_uri(url)
+    except (pa.ArrowException, OSError, ValueError) as arrow_error:
+        found, path = _fsspec(url, arrow_error)
+    return found, path.rstrip("/") or "/"
+
+
+def _fsspec(url: str, arrow_error: Exception) -> tuple[pafs.FileSystem, str]:
+    from fsspec.core import url_to_fs
+
+    try:
+        inner, path = url_to_fs(url)
+    except (ValueError, ImportError, OSError) as error:
+        raise InputError(
+            "no filesystem can open a URL",
+            f"{url}: {_line(arrow_error)}; {_line(error)}",
+            "a path, or a URL that pyarrow or an installed fsspec package knows",
+            "mend the URL, or install the fsspec package of its scheme",
+        ) from None
+    return pafs.PyFileSystem(pafs.FSSpecHandler(inner)), path
+
+
+def find_files(url: str) -> tuple[list[FoundFile], bool]:
+    """Lists a log's parquet files by path, and whether the URL is itself one file.
+
+    Names that start with `_` or `.`, folders included, are no part of a log.
+
+    Raises:
+        InputError: there is no such path, or no parquet below it.
+    """
+    fs, root = filesystem(url)
+    try:
+        info = fs.get_file_info(root)
+        if info.type == pafs.FileType.File:
+            name = root.rsplit("/", 1)[-1]
+            return [FoundFile(name, root, info.size or 0, info.mtime_ns)], True
+        selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
+        infos = [] if info.type == pafs.FileType.NotFound else fs.get_file_info(selector)
+    except (OSError, pa.ArrowException) as error:
+        raise _no_log(url, _line(error)) from None
+    if info.type == pafs.FileType.NotFound:
+        raise _no_log(url, "no such path")
+    prefix = root.rstrip("/") + "/"
+    found = [
+        FoundFile(i.path.removeprefix(prefix), i.path, i.size or 0, i.mtime_ns)
+        for i in infos
+        if i.type == pafs.FileType.File and _belongs(i.path.removeprefix(prefix))
+    ]
+    if not found:
+        raise _no_log(url, f"no parquet files among {len(infos)} entries")
+    return sorted(found, key=lambda f: f.path), False
+
+
+def _belongs(path: str) -> bool:
+    hidden = any(part.startswith(("_", ".")) for part in path.split("/"))
+    return not hidden and path.endswith((".parquet", ".parq", ".pq"))
+
+
+def _no_log(url: str, got: str) -> InputError:
+    return InputError(
+        "there is no log",
+        f"{url}: {got}",
+        "a parquet file, or a folder that holds some",
+        "check the path (data.train, data.valid), or run raymtl prepare",
+    )
+
+
+def read_footer(fs: pafs.FileSystem, location: str, name: str) -> Footer:
+    """Reads the footer of one parquet file, without its data.
+
+    Args:
+        name: what errors call the file.
+
+    Raises:
+        InputError: the file is no parquet, is truncated, or cannot be read.
+    """
+    try:
+        metadata, digest = read_metadata(fs, location)
+        schema = metadata.schema.to_arrow_schema().remove_metadata()
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(name, error) from None
+    groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    return Footer(metadata.num_rows, groups, digest, schema)
+
+
+def read_metadata(fs: pafs.FileSystem, location: str) -> tuple[pq.FileMetaData, str]:
+    """A parquet file's metadata and the digest of its footer; errors are pyarrow's."""
+    with fs.open_input_file(location) as file:
+        size = file.size()
+        tail = file.read_at(min(size, _TAIL_BYTES), max(0, size - _TAIL_BYTES))
+        if size < 12 or tail[-4:] != _MAGIC:
+            raise pa.ArrowInvalid("it does not end as parquet does")
+        length = int.from_bytes(tail[-8:-4], "little") + 8
+        if length > size - 4:
+            raise pa.ArrowInvalid("its footer is longer than the file")
+        if length > len(tail):
+            tail = file.read_at(length, size - length)
+    footer = tail[-length:]
+    digest = hashlib.blake2b(footer + size.to_bytes(8, "little"), digest_size=16).hexdigest()
+    # A footer is complete in itself: with the magic before it, it reads as a file without data.
+    return pq.read_metadata(pa.BufferReader(_MAGIC + footer)), digest
+
+
+def _unreadable(name: str, error: Exception) -> InputError:
+    return InputError(
+        "a file of the log is not readable parquet",
+        f"{name}: {_line(error)}",
+        "a complete parquet file",
+        "write it again, or move it out of the log's folder",
+    )
+
+
+def partitions_of(path: str) -> dict[str, str | None]:
+    """Hive keys in a relative path: `date=2022-04-25/x.parquet` gives date, 2022-04-25."""
+    pairs = (part.split("=", 1) for part in path.split("/")[:-1] if "=" in part)
+    return {key: None if value == NULL_PARTITION else unquote(value) for key, value in pairs}
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,93 @@
+"""Ranges of labels and ids, checked from the footers' statistics before anything is read.
+
+Statistics are optional in parquet and tell only the extremes: `decode` checks every value again
+when it is read.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow.parquet as pq
+
+from raymtl.data.log import LogIndex, filesystem
+from raymtl.errors import IdOutOfRange, InputError
+from raymtl.schema import LogSchema, NumericFeature
+
+CHECKED_FILES = 256
+"""Files whose statistics are looked at before the start; those past it are checked as read."""
+
+Range = tuple[int, str, object, object]
+"""Row group, column, smallest and largest value."""
+
+
+def check_ranges(index: LogIndex, schema: LogSchema) -> None:
+    """Checks labels of binary tasks and ids of `encoding: index` against the statistics.
+
+    Raises:
+        InputError: a binary label outside 0 and 1.
+        IdOutOfRange: an id that is no row of its table.
+    """
+    if index.num_rows == 0 or not _checked_columns(schema):
+        return
+    numbers = range(min(len(index.files), CHECKED_FILES))
+    with ThreadPoolExecutor(16) as pool:
+        for number, ranges in zip(numbers, pool.map(lambda n: _ranges(index, n), numbers)):
+            for group, column, low, high in ranges:
+                where = f"{index.name(number)}, row group {group}"
+                _check_label(schema, column, low, high, where)
+                _check_id(schema, column, low, high, where)
+
+
+def _checked_columns(schema: LogSchema) -> set[str]:
+    labels = {t.label for t in schema.tasks if t.kind == "binary"}
+    ids = {f.source for f in schema.features if _is_index(f)}
+    return labels | ids
+
+
+def _is_index(feature: object) -> bool:
+    return not isinstance(feature, NumericFeature) and getattr(feature, "encoding", "") == "index"
+
+
+def _ranges(index: LogIndex, number: int) -> list[Range]:
+    fs, _ = filesystem(index.url)
+    with fs.open_input_file(index.location(number)) as source:
+        return list(_statistics(pq.read_metadata(source)))
+
+
+def _statistics(metadata: pq.FileMetaData) -> Iterator[Range]:
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        for i in range(row_group.num_columns):
+            column = row_group.column(i)
+            statistics = column.statistics
+            if statistics is not None and statistics.has_min_max:
+                name = column.path_in_schema.split(".")[0]
+                yield group, name, statistics.min, statistics.max
+
+
+def _check_label(schema: LogSchema, column: str, low: object, high: object, where: str) -> None:
+    tasks = [t.name for t in schema.tasks if t.kind == "binary" and t.label == column]
+    outside = [v for v in (low, high) if isinstance(v, int | float) and v not in (0, 1)]
+    if tasks and outside:
+        raise InputError(
+            f"a label of task {tasks[0]} is outside {{0, 1}}",
+            f"{column} = {outside[0]}   ({where})",
+            "0, 1 or null",
+            "mend the column, or make the task `kind: regression`",
+        )
+
+
+def _check_id(schema: LogSchema, column: str, low: object, high: object, where: str) -> None:
+    if not (isinstance(low, int) and isinstance(high, int)):
+        return
+    for f in schema.features:
+        if isinstance(f, NumericFeature) or not _is_index(f) or f.source != column:
+            continue
+        rows = schema.table(f.table_name).num_rows
+        if low < -1 or high >= rows:
+            raise IdOutOfRange(
+                f"an id of feature {f.name} is not a row of its table",
+                f"{low if low < -1 else high}   ({where})",
+                f"0 to {rows - 1}, or -1 for none (table {f.table_name} has {rows} rows)",
+                f"raise the rows of table {f.table_name} in the schema, or use `encoding: hash`",
+            )

@@ -1,0 +1,1 @@
+"""Embedding tables: one store of rows, local or sharded, its optimizers, and the fields made of it."""

@@ -1,0 +1,184 @@
+"""Rows on their way: looked up, gathered, and their gradients; what both stores of tables share."""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from raymtl.batch import Layout
+
+
+@dataclass
+class RowStore:
+    """Rows of equal width and the optimizer's rows beside them."""
+
+    values: Tensor
+    """float32 (n, views * D)."""
+    views: int
+    states: dict[str, Tensor] = field(default_factory=dict)
+    """State name -> (n, k), k a multiple of `views`, view after view."""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """`values` and the states, by name."""
+        return {"values": self.values, **self.states}
+
+    def add_state(
+        self, name: str, floats: int, fill: float = 0.0, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Adds a state of `floats` numbers a view, all `fill`."""
+        shape = (len(self.values), self.views * floats)
+        self.states[name] = torch.full(shape, fill, dtype=dtype, device=self.values.device)
+
+
+@dataclass
+class Runs:
+    """Equal keys brought together: run i is keys[order[starts[i] : starts[i + 1]]]."""
+
+    unique_U: Tensor
+    """The different keys, ascending."""
+    order_n: Tensor
+    """Stable: equal keys keep their order."""
+    starts_U: Tensor
+    inverse_n: Tensor
+    """Run of each key."""
+
+
+@dataclass
+class GroupRows:
+    """Distinct rows of one width that a batch looks up."""
+
+    leaf: Tensor
+    """float32 (U + 1, views * D), an autograd leaf; the last row is zeros and stands for PAD."""
+    views: int
+    runs: Runs
+    """Of the group's columns, flattened (B, C_g); PAD, where there is any, is the last run."""
+    route: Any = None
+    """How the rows came; read by the `collect` of the store that made it."""
+
+    @property
+    def num_rows(self) -> int:
+        """U, distinct rows."""
+        return len(self.leaf) - 1
+
+
+@dataclass
+class Rows:
+    """What a lookup gives: the distinct rows, once each, and where every id finds its own."""
+
+    groups: tuple[GroupRows, ...]
+    place_BC: Tensor
+    """int64 row of the leaf of the column's group."""
+    group_of_table: dict[str, int]
+
+
+@dataclass
+class RowPart:
+    """Summed gradients of some rows of a store that this rank updates."""
+
+    store: RowStore
+    start: int
+    stop: int
+    """The part speaks for rows [start, stop) of the store."""
+    index_n: Tensor | None
+    """int64, ascending, distinct rows of the store; null means all of [start, stop)."""
+    grads: Tensor
+    """float32 (n, views * D)."""
+    counted: bool
+    """Whether this rank counts it in a norm over ranks: false for copies of replicated rows."""
+    _squares: Tensor | None = None
+    _touched: Tensor | None = None
+
+    @property
+    def num_views_width(self) -> tuple[int, int]:
+        """(V, D) of its rows."""
+        return self.store.views, self.grads.shape[1] // self.store.views
+
+    @property
+    def grads_nVD(self) -> Tensor:
+        """The gradients, view by view."""
+        return self.grads.view(len(self.grads), *self.num_views_width)
+
+    @property
+    def squares_nV(self) -> Tensor:
+        """float64 sums of squared gradients of each view."""
+        if self._squares is None:
+            norms = torch.linalg.vector_norm(self.grads_nVD, dim=-1, dtype=torch.float64)
+            self._squares = norms.square_()
+        return self._squares
+
+    @property
+    def touched_nV(self) -> Tensor:
+        """bool, true for views whose summed gradient, before L2, is not all zero."""
+        if self._touched is None:
+            self._touched = self.squares_nV != 0
+        return self._touched
+
+    def add(self, change: Tensor) -> None:
+        """Adds to the gradients; what counts as touched stays as it was."""
+        self._touched = self.touched_nV
+        self.grads.add_(change)
+        self._squares = None
+
+    def make_dense(self) -> None:
+        """Turns it into the gradients of all its rows, zero where there was none."""
+        if self.index_n is not None:
+            dense = self.grads.new_zeros(self.stop - self.start, self.grads.shape[1])
+            dense.index_copy_(0, self.index_n - self.start, self.grads)
+            self.grads, self.index_n, self._squares, self._touched = dense, None, None, None
+
+
+RowGradients = list[RowPart]
+"""Parts of all stores, each row of a rank at most once."""
+
+
+class Tables(Protocol):
+    """A store of all tables' rows: `LocalTables` or `ShardedTables`."""
+
+    width: int
+    """D."""
+    stores: tuple[RowStore, ...]
+
+    def lookup(self, ids_BC: Tensor, layout: Layout) -> Rows:
+        """Collective. The distinct rows of a batch."""
+        ...
+
+    def collect(self, rows: Rows) -> RowGradients:
+        """Collective. After backward: the summed gradients of the rows this rank updates."""
+        ...
+
+
+def find_runs(keys_n: Tensor) -> Runs:
+    """Sorts keys and finds the runs of equal ones."""
+    sorted_n, order_n = torch.sort(keys_n, stable=True)
+    first_n = torch.ones_like(sorted_n, dtype=torch.bool)
+    torch.ne(sorted_n[1:], sorted_n[:-1], out=first_n[1:])
+    starts_U = first_n.nonzero().squeeze(1)
+    inverse_n = torch.empty_like(order_n).scatter_(0, order_n, first_n.cumsum(0) - 1)
+    return Runs(sorted_n[starts_U], order_n, starts_U, inverse_n)
+
+
+def gather_rows(values: Tensor, index_n: Tensor, out: Tensor | None = None) -> Tensor:
+    """values[index]; by embedding_bag, which prefetches where index_select waits for memory."""
+    if len(index_n) == 0 or not values.is_floating_point():
+        found = values.index_select(0, index_n)
+    else:
+        found = sum_bags(values, index_n, torch.arange(len(index_n), device=index_n.device))
+    return found if out is None else out.copy_(found)
+
+
+def sum_bags(
+    values: Tensor, index_n: Tensor, starts_m: Tensor, weights_n: Tensor | None = None
+) -> Tensor:
+    """Sums rows bag by bag: bag i is index[starts[i] : starts[i + 1]], the last one to the end.
+
+    Each bag is summed in the order of `index`, so the result does not depend on threads.
+
+    Returns:
+        (m, width); zeros for an empty bag.
+    """
+    if len(index_n) == 0:
+        return values.new_zeros(len(starts_m), values.shape[1])
+    return F.embedding_bag(index_n, values, starts_m, mode="sum", per_sample_weights=weights_n)

@@ -1,0 +1,218 @@
+"""TrainConfig -> Ray Train: workers, restarts, progress and the run's result."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from raymtl import collectives, footprint, status
+from raymtl.cluster import DATA_CPUS_PER_WORKER, is_local, session, threads_per_worker
+from raymtl.config import FailureSection, LaunchSection, TrainConfig, parse
+from raymtl.data import ingest
+from raymtl.data.log import LogIndex
+from raymtl.errors import InputError, NonFinite, RankFailed
+from raymtl.learner import Learner
+from raymtl.preflight import Job, check, check_resume, describe
+from raymtl.progress import Board, Show, shown
+from raymtl.run import MetricLines, Run
+from raymtl.saving import Saver
+from raymtl.schema import LogSchema
+from raymtl.source import LogSource
+from raymtl.tensorboard import EventWriter
+from raymtl.trainer import Reports, Trainer
+
+HEALTH_CHECK = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
+
+
+def train(config: TrainConfig, resume: bool = False, show: Show = print) -> dict[str, Any]:
+    """Trains a run to its end on Ray, restarting workers that fail.
+
+    Args:
+        config: the run; with `resume`, the stored config with the changes resuming allows.
+        resume: go on with the run that is there, instead of refusing it.
+        show: takes lines for a person.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        InputError: before any worker starts, or from a row that cannot be trained.
+        NonFinite: a loss or gradient is not finite.
+        RankFailed: workers failed more often than failure.max_failures.
+    """
+    with session(config.launch):
+        job = check(config)
+        run = Run.of(job.config)
+        if resume:
+            check_resume(run, job.config, job.train)
+            run.write_config(job.config)
+        else:
+            run.begin(job.config, job.schema, job.train)
+        show(describe(job))
+        for line in footprint.lines(job):
+            show(line)
+        payload = {
+            "config": job.config.model_dump(mode="json"),
+            "schema": job.schema.model_dump(mode="json"),
+            "run": run.url,
+            "train": job.train,
+            "valid": job.valid,
+        }
+        result = run_workers(train_rank, payload, job.config, run.url, show)
+        result |= {"run": run.url, "num_workers": job.config.launch.num_workers}
+        run.write_result(result)
+        return result
+
+
+def run_workers(
+    work: Callable[[dict], dict],
+    payload: dict[str, Any],
+    config: TrainConfig,
+    storage_url: str,
+    show: Show,
+) -> dict[str, Any]:
+    """Runs a function on every rank of a Ray Train worker group and returns rank 0's result.
+
+    What the user must mend (InputError, NonFinite) ends the run at once; any other failure
+    restarts the group, up to failure.max_failures times.
+    """
+    launch, failure = config.launch, config.failure
+    board = Board.remote()
+    trainer = TorchTrainer(
+        _guarded,
+        train_loop_config={
+            "work": work,
+            "board": board,
+            "threads": threads_per_worker(launch),
+            **payload,
+        },
+        torch_config=TorchConfig(timeout_s=max(1, int(failure.hang_timeout_s))),
+        scaling_config=ScalingConfig(
+            num_workers=launch.num_workers,
+            use_gpu=launch.use_gpu,
+            resources_per_worker={"CPU": launch.cpus_per_worker}
+            | ({"GPU": 1} if launch.use_gpu else {}),
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=_storage_path(storage_url),
+            failure_config=FailureConfig(max_failures=failure.max_failures),
+        ),
+    )
+    with _environment(failure), shown(board, show):
+        try:
+            outcome = trainer.fit().return_value
+        except TrainingFailedError as error:
+            raise RankFailed(_first_cause(error)) from None
+    if "error" in outcome:
+        raise status.from_dict(outcome["error"])
+    return outcome["result"]
+
+
+def _guarded(payload: dict[str, Any]) -> dict[str, Any]:
+    """One rank. Errors the user must mend are returned, so that Ray does not try them again."""
+    torch.set_num_threads(payload["threads"])
+    try:
+        return {"result": payload["work"](payload)}
+    except (InputError, NonFinite) as error:
+        return {"error": status.to_dict(error)}
+
+
+def train_rank(payload: dict[str, Any]) -> dict[str, Any]:
+    """Collective. One rank of a training run, from its newest good checkpoint to the end."""
+    config = parse(TrainConfig, payload["config"], "the run's config")
+    schema = parse(LogSchema, payload["schema"], "the run's schema")
+    run, train_index, valid_index = Run(payload["run"]), payload["train"], payload["valid"]
+    device = get_device()
+    assert isinstance(device, torch.device)
+    learner = Learner(config, schema, device)
+    source = LogSource(config, schema, train_index, valid_index, read_on_ray)
+    saver = Saver(run, learner, train_index.digest)
+    board, leads = payload["board"], collectives.rank() == 0
+    lines = MetricLines(run)
+    trainer = Trainer(config, learner, source, saver, _reports(run, lines, board))
+    for warning in trainer.restore():
+        if leads:
+            board.say.remote(f"warning: {warning}")
+    if leads:
+        lines.cut_back(trainer.state.step)
+        if trainer.state.step:
+            board.say.remote(f"going on from step {trainer.state.step} ({saver.last_complete})")
+    state = trainer.run()
+    return {
+        "state": asdict(state),
+        "checkpoint": saver.last_complete,
+        "steps_per_epoch": source.steps_per_epoch,
+    }
+
+
+def read_on_ray(
+    index: LogIndex,
+    schema: LogSchema,
+    order: Any,
+    rank: int,
+    world_size: int,
+    start_step: int,
+    stop_step: int,
+    keys: tuple[str, ...] = (),
+) -> Iterator[Any]:
+    """This rank's batches through Ray Data, its executor limited to its share of the cluster."""
+    dataset = ingest.dataset(
+        index, schema, order, rank, world_size, start_step, stop_step, keys, DATA_CPUS_PER_WORKER
+    )
+    return ingest.iterate(
+        dataset.iterator(), order, schema, rank, world_size, start_step, stop_step
+    )
+
+
+def _reports(run: Run, lines: MetricLines, board: Any) -> Reports:
+    events = EventWriter(run.folder)
+
+    def add_line(values: dict) -> None:
+        lines.add(values)
+        events.add(values)
+        if any(key.startswith("valid/") for key in values):
+            board.say.remote(_valid_line(values))
+
+    def checkpointed(step: int, metrics: dict) -> None:
+        ray.train.report({"step": step} | {k: v for k, v in metrics.items() if v is not None})
+
+    return Reports(add_line, lambda values: board.update.remote(values), checkpointed)
+
+
+def _valid_line(values: dict) -> str:
+    shown_keys = ("valid/auc", "valid/gauc", "valid/log_loss")
+    parts = [f"{k.removeprefix('valid/')} {values[k]:.4f}" for k in shown_keys if values.get(k)]
+    return f"step {values['step']}: validation {', '.join(parts)}"
+
+
+def _storage_path(url: str) -> str:
+    return url if "://" in url else os.path.abspath(url)
+
+
+def _first_cause(error: TrainingFailedError) -> str:
+    failures = getattr(error, "worker_failures", None) or {}
+    texts = [f"rank {rank}: {failure}" for rank, failure in sorted(failures.items())]
+    return "\n".join(texts[:2]) or str(error)
+
+
+@contextmanager
+def _environment(failure: FailureSection) -> Iterator[None]:
+    """Ray's health check gives up on a worker at the same time as the process group does."""
+    before = os.environ.get(HEALTH_CHECK)
+    os.environ[HEALTH_CHECK] = str(failure.hang_timeout_s)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[HEALTH_CHECK]
+        else:
+            os.environ[HEALTH_CHECK] = before

@@ -1,0 +1,123 @@
+"""The only place that picks a model by name: built in, registered, or of another package.
+
+A model is an nn.Module, built as Model(config, shape: InputShape), with `forward(inputs: Inputs)` to
+logits_BT and three class attributes: `task_specific` (one view of each embedding per task, or one
+for all), `shared_view` (whether a shared view follows the tasks'; only read when task_specific) and
+`Config`, a Section whose field `name` is a Literal of the model's name. Another package offers one
+by an entry point of the group `raymtl.models`.
+"""
+
+import difflib
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from torch import nn
+
+from raymtl import config
+from raymtl.batch import InputShape, Layout
+from raymtl.config import ModelSection, Section
+from raymtl.errors import InputError
+from raymtl.models.shared_bottom import SharedBottom
+from raymtl.models.single_task import SingleTask
+from raymtl.models.stem import Stem
+
+ENTRY_POINTS = "raymtl.models"
+
+_models: dict[str, Any] = {
+    "shared_bottom": SharedBottom,
+    "single_task": SingleTask,
+    "stem": Stem,
+}
+
+
+def names() -> list[str]:
+    """Every model's name, sorted; packages that offer one are not imported for it."""
+    return sorted({*_models, *_offered()})
+
+
+def register(name: str, cls: type[nn.Module]) -> None:
+    """Adds a model under a new name.
+
+    Raises:
+        InputError: the name is taken, or the class is not a model as this module's docstring says.
+    """
+    if _models.get(name, cls) is not cls:
+        raise InputError(
+            f"the model name {name} is taken", repr(_models[name]), "a new name", "choose another"
+        )
+    _require_model(name, cls)
+    _models[name] = cls
+
+
+def parse(section: ModelSection) -> Section:
+    """Checks a config's model section with its model's own Config.
+
+    Raises:
+        InputError: no such model, an unknown key or a refused value.
+    """
+    values = section.model_dump()
+    return config.parse(_model(section.name).Config, values, section.name, prefix="model")
+
+
+def shape(section: ModelSection, layout: Layout, width: int) -> InputShape:
+    """The sizes the named model is built from; `num_views` is what the tables must hold.
+
+    Args:
+        width: D, floats of one view.
+    """
+    model = _model(section.name)
+    return InputShape.of(layout, width, model.task_specific, getattr(model, "shared_view", True))
+
+
+def build(section: ModelSection, layout: Layout, width: int) -> nn.Module:
+    """Builds the named model; its initial weights follow from torch's generator as it stands.
+
+    Args:
+        width: D, floats of one view.
+    """
+    return _model(section.name)(parse(section), shape(section, layout, width))
+
+
+def _model(name: str) -> Any:
+    if name not in _models and name in (offered := _offered()):
+        register(name, _load(offered[name]))
+    if name not in _models:
+        near = difflib.get_close_matches(name, names(), 1)
+        raise InputError(
+            f"there is no model {name}",
+            f"model.name = {name}",
+            f"one of {', '.join(names())}",
+            f"did you mean {near[0]}?" if near else "choose one, or install the package it is in",
+        )
+    return _models[name]
+
+
+def _offered() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def _load(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except Exception as error:
+        raise InputError(
+            f"the model {point.name} cannot be imported",
+            f"{point.value}: {type(error).__name__}: {error}",
+            "a class that imports",
+            "mend or remove the package that offers it",
+        ) from error
+
+
+def _require_model(name: str, cls: Any) -> None:
+    own = getattr(cls, "Config", None)
+    is_section = isinstance(own, type) and issubclass(own, Section)
+    named = is_section and "name" in own.model_fields and own.model_fields["name"].default == name
+    is_module = isinstance(cls, type) and issubclass(cls, nn.Module)
+    if not (is_module and named and isinstance(getattr(cls, "task_specific", None), bool)):
+        raise InputError(
+            f"{name} is not a model",
+            repr(cls),
+            f"an nn.Module with `task_specific: bool` and `Config`, a Section whose field is `name: "
+            f'Literal["{name}"] = "{name}"`',
+            "see docs/extend.md",
+        )

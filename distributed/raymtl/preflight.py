@@ -1,0 +1,153 @@
+"""Everything that is checked before any worker starts."""
+
+import difflib
+from dataclasses import dataclass
+
+from raymtl.batch import Layout
+from raymtl.config import TrainConfig, parse, parse_yaml
+from raymtl.data.log import LogIndex, changed_files, read_index
+from raymtl.data.ranges import check_ranges
+from raymtl.errors import InputError
+from raymtl.models import registry
+from raymtl.run import Run
+from raymtl.schema import LogSchema
+from raymtl.storage import Folder
+
+SHARED_METRICS = ("auc", "gauc", "log_loss")
+RESUME_MAY_CHANGE = (
+    "launch",
+    "failure",
+    "checkpoint",
+    "metrics",
+    "train.num_epochs",
+    "train.max_steps",
+    "train.max_rows",
+    "train.max_time_s",
+    "train.report_every_steps",
+    "validation.patience",
+)
+"""Keys whose change leaves every batch and update of the run as it was."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked run: what `launch` needs to start workers."""
+
+    config: TrainConfig
+    schema: LogSchema
+    train: LogIndex
+    valid: LogIndex | None
+
+
+def check(config: TrainConfig) -> Job:
+    """Reads schema and footers and refuses what cannot train.
+
+    Returns:
+        The job, its config with the model's defaults written out.
+
+    Raises:
+        InputError: naming key, file and column.
+    """
+    model = registry.parse(config.model)
+    resolved = config.model_dump(mode="json") | {"model": model.model_dump(mode="json")}
+    config = parse(TrainConfig, resolved, "the resolved config")
+    schema = read_schema(config)
+    check_metric(config, schema)
+    train = indexed(config.data.train, schema)
+    valid = indexed(config.data.valid, schema) if config.data.valid else None
+    return Job(config, schema, train, valid)
+
+
+def read_schema(config: TrainConfig) -> LogSchema:
+    """The schema at data.schema_path, or the one beside the training log."""
+    url = config.data.schema_path or f"{config.data.train.rstrip('/')}/schema.yaml"
+    return schema_at(url)
+
+
+def schema_at(url: str) -> LogSchema:
+    """A schema file that is ready for training."""
+    parent, _, name = url.rpartition("/")
+    try:
+        text = Folder(parent or ".").read(name).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            "there is no schema for the log",
+            f"{url}: {error}",
+            "a schema.yaml beside the log, or data.schema_path",
+            "draft one with `raymtl schema LOG`",
+        ) from None
+    schema = parse(LogSchema, parse_yaml(text, url), url)
+    schema.require_ready()
+    return schema
+
+
+def indexed(url: str, schema: LogSchema) -> LogIndex:
+    """A log's index, every file checked against the schema and its ranges."""
+    index = read_index(url, schema)
+    check_ranges(index, schema)
+    return index
+
+
+def check_metric(config: TrainConfig, schema: LogSchema) -> None:
+    """Refuses a validation.metric that no evaluation will bring."""
+    name, known = config.validation.metric, list(SHARED_METRICS)
+    known += [f"{task.name}/{metric}" for task in schema.tasks for metric in SHARED_METRICS]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        raise InputError(
+            "validation.metric is not a metric of these tasks",
+            name,
+            ", ".join(known),
+            f"did you mean {near[0]}?" if near else "choose one of them",
+        )
+    if name.endswith("gauc") and schema.group is None:
+        raise InputError(
+            "validation.metric needs groups",
+            f"{name}, and the schema has no group column",
+            "a group column (the user)",
+            "set group in schema.yaml, or use auc",
+        )
+
+
+def check_resume(run: Run, config: TrainConfig, job_train: LogIndex) -> None:
+    """Refuses to go on with a run whose config or log is another one than it began with."""
+    old = _flat(run.read_config().model_dump(mode="json"))
+    new = _flat(config.model_dump(mode="json"))
+    for key in sorted(old.keys() | new.keys()):
+        may = any(key == k or key.startswith(f"{k}.") for k in RESUME_MAY_CHANGE)
+        if old.get(key) != new.get(key) and not may and key not in ("name", "storage"):
+            raise InputError(
+                "a resumed run cannot change this key",
+                f"{key} = {new.get(key)!r}",
+                f"{old.get(key)!r}, as the run began",
+                "leave it out, or start a new run",
+            )
+    began = run.read_log()
+    if changes := changed_files(began, job_train):
+        raise InputError(
+            "the log changed under this run",
+            "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if changes[5:] else ""),
+            f"the log of {began.num_rows} rows the run began with",
+            "restore the log, or start a new run on the new one",
+        )
+
+
+def describe(job: Job) -> str:
+    """One paragraph on what will be trained."""
+    layout = Layout.of(job.schema)
+    rows = f"{job.train.num_rows:,} rows"
+    valid = f", {job.valid.num_rows:,} to validate" if job.valid else ", no validation log"
+    return (
+        f"{job.config.model.name} on {rows}{valid}; {len(layout.fields)} fields, "
+        f"{len(layout.numeric_names)} numbers, tasks {', '.join(layout.task_names)}"
+    )
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,120 @@
+"""A run's folder: `storage/name/` with its config, schema, metric lines, result and checkpoints."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from raymtl.config import TrainConfig, dump, parse, parse_yaml
+from raymtl.data.log import LogIndex
+from raymtl.errors import InputError
+from raymtl.schema import LogSchema
+from raymtl.storage import Folder
+
+CONFIG, SCHEMA, LOG = "config.yaml", "schema.yaml", "log.json"
+METRICS, RESULT = "metrics.jsonl", "result.json"
+
+
+class Run:
+    """The run folder's files by name."""
+
+    def __init__(self, url: str):
+        self.folder = Folder(url)
+        self.checkpoints = self.folder / "checkpoints"
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "Run":
+        """The folder a config's run lives in."""
+        return cls(f"{config.storage.rstrip('/')}/{config.name}")
+
+    @property
+    def url(self) -> str:
+        return self.folder.url
+
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return self.folder.size(CONFIG) is not None
+
+    def begin(self, config: TrainConfig, schema: LogSchema, train: LogIndex) -> None:
+        """Writes a new run's config, schema and log index; refuses a folder that has a run."""
+        if self.exists():
+            raise InputError(
+                "a run of this name is there already",
+                self.url,
+                "a new name, or the wish to go on with it",
+                f"use `raymtl train --resume {self.url}`, or name=… for a new run",
+            )
+        self.folder.require_writable()
+        self.folder.write(LOG, json.dumps(train.to_dict()).encode())
+        self.folder.write(SCHEMA, dump(schema).encode())
+        self.folder.write(CONFIG, dump(config).encode())
+
+    def read_config(self) -> TrainConfig:
+        """The run's resolved config."""
+        return parse(TrainConfig, self._read_yaml(CONFIG), f"{self.url}/{CONFIG}")
+
+    def read_schema(self) -> LogSchema:
+        """The run's schema."""
+        return parse(LogSchema, self._read_yaml(SCHEMA), f"{self.url}/{SCHEMA}")
+
+    def read_log(self) -> LogIndex:
+        """The index of the training log the run began with."""
+        return LogIndex.from_dict(json.loads(self.folder.read(LOG)))
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Records a config changed by a resume (more epochs, say)."""
+        self.folder.write(CONFIG, dump(config).encode())
+
+    def _read_yaml(self, name: str) -> dict[str, Any]:
+        try:
+            text = self.folder.read(name).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                "this is no run folder",
+                f"{self.url}/{name}: {error}",
+                "a folder that `raymtl train` made",
+                "check the path",
+            ) from None
+        return parse_yaml(text, f"{self.url}/{name}")
+
+    def write_result(self, result: dict) -> None:
+        """Writes result.json."""
+        self.folder.write(RESULT, json.dumps(result, indent=1, sort_keys=True).encode())
+
+
+class MetricLines:
+    """metrics.jsonl: one JSON object a line, each with its step; cut back on resume."""
+
+    def __init__(self, run: Run):
+        self._folder = run.folder
+        self._lines: list[str] = []
+
+    def cut_back(self, step: int) -> None:
+        """Drops lines past a step (and a torn last line), as a resume from there needs."""
+        text = (
+            self._folder.read(METRICS).decode(errors="replace")
+            if self._folder.size(METRICS) is not None
+            else ""
+        )
+        self._lines = [line for line in text.splitlines() if _step_of(line) <= step]
+        self._folder.write(METRICS, _joined(self._lines))
+
+    def add(self, values: dict) -> None:
+        """Appends one line; on object stores the file is written anew."""
+        line = json.dumps(values)
+        self._lines.append(line)
+        if self._folder.is_local:
+            with open(Path(self._folder.path, METRICS), "a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+        else:
+            self._folder.write(METRICS, _joined(self._lines))
+
+
+def _joined(lines: list[str]) -> bytes:
+    return "".join(line + "\n" for line in lines).encode()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

@@ -1,0 +1,159 @@
+"""Folders on any filesystem pyarrow or fsspec can reach, and the few things raymtl does there."""
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from raymtl.errors import InputError
+
+
+def filesystem(url: str) -> tuple[fs.FileSystem, str]:
+    """Opens the filesystem of a URL or local path.
+
+    Returns:
+        A pyarrow filesystem and the path on it; local paths are made absolute.
+
+    Raises:
+        InputError: the URL's scheme is unknown or its filesystem cannot be opened.
+    """
+    if "://" not in url:
+        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(url))
+    try:
+        return fs.FileSystem.from_uri(url)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        pass
+    except OSError as error:
+        raise _unreachable(url, error) from None
+    import fsspec
+
+    try:
+        handler, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError, OSError) as error:
+        raise _unreachable(url, error) from None
+    return fs.PyFileSystem(fs.FSSpecHandler(handler)), path
+
+
+def _unreachable(url: str, error: Exception) -> InputError:
+    return InputError(
+        "a URL cannot be opened",
+        f"{url}: {error}",
+        "a local path, or a URL such as s3://bucket/folder",
+        "check the scheme and the credentials in the environment",
+    )
+
+
+class Folder:
+    """A folder: whole small files, streamed large ones. Names are relative, `/` parts allowed."""
+
+    def __init__(self, url: str):
+        self.url = url.rstrip("/") if len(url) > 1 else url
+        self.filesystem, self.path = filesystem(self.url)
+        self.path = self.path.rstrip("/")
+
+    def __truediv__(self, name: str) -> "Folder":
+        return Folder(f"{self.url}/{name}")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies on this machine's own filesystem."""
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def names(self) -> list[str]:
+        """Names of what lies directly in the folder, sorted; none where it does not exist."""
+        selector = fs.FileSelector(self.path, allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; null where there is none."""
+        info = self.filesystem.get_file_info(f"{self.path}/{name}")
+        return info.size if info.type == fs.FileType.File else None
+
+    def read(self, name: str) -> bytes:
+        """A whole file. Raises FileNotFoundError or OSError."""
+        with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+            return stream.read()
+
+    def open(self, name: str) -> pa.NativeFile:
+        """A file for random access."""
+        return self.filesystem.open_input_file(f"{self.path}/{name}")
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a whole file; readers see the old one or the new one, never a part."""
+        if self.is_local:
+            target = Path(self.path, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+            try:
+                with open(temporary, "wb") as stream:
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.replace(temporary, target)
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync_folder(target.parent)
+        else:
+            with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
+                stream.write(content)
+
+    def put(self, name: str, source: Path) -> None:
+        """Moves a local file here, synced to disk before it takes its name."""
+        if self.is_local:
+            target = Path(self.path, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(source, "rb") as stream:
+                os.fsync(stream.fileno())
+            shutil.move(source, target)
+            _sync_folder(target.parent)
+        else:
+            with (
+                open(source, "rb") as stream,
+                self.filesystem.open_output_stream(f"{self.path}/{name}") as out,
+            ):
+                shutil.copyfileobj(stream, out, 16 * 2**20)
+            source.unlink()
+
+    def scratch(self) -> Path:
+        """A local folder to build files in before `put`; on the same disk where it can be."""
+        root = Path(self.path) if self.is_local else Path(os.environ.get("TMPDIR", "/tmp"))
+        folder = root / f".writing-{uuid.uuid4().hex}"
+        folder.mkdir(parents=True)
+        return folder
+
+    def delete(self, name: str) -> None:
+        """Removes a file or a folder below this one, if it is there."""
+        path = f"{self.path}/{name}"
+        kind = self.filesystem.get_file_info(path).type
+        if kind == fs.FileType.Directory:
+            self.filesystem.delete_dir(path)
+        elif kind == fs.FileType.File:
+            self.filesystem.delete_file(path)
+
+    def require_writable(self) -> None:
+        """Raises InputError unless a file can be made here."""
+        probe = f".probe-{uuid.uuid4().hex}"
+        try:
+            if not self.is_local:
+                self.filesystem.create_dir(self.path)
+            self.write(probe, b"raymtl")
+            self.delete(probe)
+        except OSError as error:
+            raise InputError(
+                "storage is not writable",
+                f"{self.url}: {error}",
+                "a folder or URL this user may write to",
+                "set storage=… to one",
+            ) from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename in a local folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

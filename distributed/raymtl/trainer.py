@@ -1,0 +1,263 @@
+"""The training loop. Takes batches and callables; knows nothing of Ray.
+
+    batch -> status and denominators agreed -> step -> metrics
+    -> every so often: validate, checkpoint, report
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from raymtl import collectives, losses
+from raymtl.batch import Batch
+from raymtl.config import TrainConfig
+from raymtl.errors import NonFinite
+from raymtl.evaluator import evaluate
+from raymtl.learner import Learner, StepOutcome
+from raymtl.metrics import TrainingHistograms
+from raymtl.saving import Saver, higher_is_better
+from raymtl.status import agree, attempt, raise_together
+
+
+class Source(Protocol):
+    """Where batches come from; a Ray Data one in launch.py, a plain one in tests."""
+
+    steps_per_epoch: int
+    num_valid_steps: int
+    """0 where there is no validation log."""
+
+    def train(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+        """This rank's batches of the global steps start to stop."""
+        ...
+
+    def valid(self) -> Iterator[Batch]:
+        """This rank's validation batches, from the first."""
+        ...
+
+    def origin(self, batch: Batch, rows: Tensor) -> str:
+        """Files and row groups of some of a batch's rows, for messages."""
+        ...
+
+
+@dataclass
+class TrainState:
+    """All that decides how a run goes on, besides weights and metric histograms."""
+
+    step: int = 0
+    rows: int = 0
+    """Impressions trained, all ranks and epochs."""
+    best_value: float | None = None
+    best_step: int | None = None
+    best_metrics: dict[str, Any] = field(default_factory=dict)
+    validations_without_gain: int = 0
+    validated_step: int = 0
+    last_metrics: dict[str, Any] = field(default_factory=dict)
+    stopped: str | None = None
+    """Why the run ended; null while it goes on."""
+
+
+@dataclass
+class Reports:
+    """What the loop tells the world; every callable may do nothing."""
+
+    line: Callable[[dict], None]
+    """One metrics.jsonl line, on rank 0."""
+    progress: Callable[[dict], None]
+    """Step, stop, loss, rows/s; on rank 0 about once a second."""
+    checkpointed: Callable[[int, dict], None]
+    """Every rank, after a checkpoint is complete."""
+
+
+class Trainer:
+    """One run on one rank, from where its newest good checkpoint left it."""
+
+    def __init__(
+        self, config: TrainConfig, learner: Learner, source: Source, saver: Saver, reports: Reports
+    ):
+        self.config, self.learner, self.source = config, learner, source
+        self.saver, self.reports = saver, reports
+        self.state = TrainState()
+        self.window = TrainingHistograms(
+            learner.layout.task_names, learner.kinds, config.metrics.num_bins
+        )
+        self.started_s = time.monotonic()
+        self.stop_step = planned_steps(config, source.steps_per_epoch)
+
+    def run(self) -> TrainState:
+        """Collective. Trains to the end.
+
+        Returns:
+            The final state; its `stopped` says why training ended.
+
+        Raises:
+            InputError, NonFinite, RankFailed: on all ranks alike.
+        """
+        state, clock = self.state, Clock(self.state)
+        batches = self.source.train(state.step, self.stop_step)
+        while state.step < self.stop_step and state.stopped is None:
+            batch, error = attempt(lambda: self._next(batches))
+            word = agree(error, self._word(batch))
+            assert batch is not None
+            time_is_up, ranks_written, rows, denominators = word[0], word[1], word[2], word[3:]
+            if ranks_written == collectives.world_size():
+                self._complete_save()
+            outcome = self.learner.step(batch, denominators, state.step, self.stop_step)
+            if not outcome.finite:
+                self._raise_non_finite(batch, outcome)
+            self.window.update(outcome, batch)
+            state.step, state.rows = state.step + 1, state.rows + int(rows)
+            self._report(outcome, clock)
+            self._end_if_due(bool(time_is_up > 0))
+            self._validate_if_due()
+            self._save_if_due()
+        self._complete_save()
+        return state
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        batch = self.learner.checked(next(batches))
+        assert batch.step == self.state.step, f"batch of step {batch.step} at {self.state.step}"
+        return batch
+
+    def _word(self, batch: Batch | None) -> Tensor:
+        """What every rank says before a step, summed: time is up, files written, rows, weights."""
+        limit = self.config.train.max_time_s
+        late = (
+            limit is not None
+            and collectives.rank() == 0
+            and time.monotonic() - self.started_s >= limit
+        )
+        flags = [float(late), float(self.saver.written), float(batch.num_rows if batch else 0)]
+        weights = (
+            losses.local_denominators(batch)
+            if batch is not None
+            else torch.zeros(1 + len(self.learner.kinds), dtype=torch.float64)
+        )
+        word = torch.cat([torch.tensor(flags, dtype=torch.float64), weights.cpu()])
+        return word.to(self.learner.device)
+
+    def _raise_non_finite(self, batch: Batch, outcome: StepOutcome) -> None:
+        """Collective. Every rank names its rows whose loss is not finite."""
+        bad_B = ~torch.isfinite(outcome.logits_BT).all(dim=1) & (batch.weight_B > 0)
+        error = None
+        if bool(bad_B.any()) or collectives.rank() == 0:
+            where = self.source.origin(batch, bad_B if bool(bad_B.any()) else batch.weight_B > 0)
+            error = NonFinite(
+                f"loss or gradient is not finite at step {self.state.step}\n"
+                f"  rows:   {where}\n"
+                f"  wanted: finite numbers; nothing was moved at this step\n"
+                f"  do:     look at these rows, or lower the learning rates; the last good "
+                f"checkpoint is {self.saver.last_complete or 'none yet'}"
+            )
+        raise_together(error, self.learner.device)
+
+    def _report(self, outcome: StepOutcome, clock: "Clock") -> None:
+        state = self.state
+        every = self.config.train.report_every_steps
+        if state.step % every == 0 or state.step == self.stop_step:
+            values = self.window.compute(self.learner.device)
+            self.window.reset()
+            if collectives.rank() == 0:
+                epoch = state.step / self.source.steps_per_epoch
+                timing = {"epoch": round(epoch, 4), "rows_per_s": round(clock.rows_per_s(state))}
+                self.reports.line({"step": state.step, "rows": state.rows} | timing | values)
+        if collectives.rank() == 0 and clock.second_passed():
+            self.reports.progress(
+                {
+                    "step": state.step,
+                    "stop_step": self.stop_step,
+                    "loss": float(outcome.loss),
+                    "rows_per_s": clock.recent_rows_per_s(state),
+                }
+            )
+
+    def _end_if_due(self, time_is_up: bool) -> None:
+        state, most_rows = self.state, self.config.train.max_rows
+        if state.step >= self.stop_step:
+            limited = self.stop_step < self.config.train.num_epochs * self.source.steps_per_epoch
+            state.stopped = "max_steps" if limited else "num_epochs"
+        elif most_rows is not None and state.rows >= most_rows:
+            state.stopped = "max_rows"
+        elif time_is_up:
+            state.stopped = "max_time_s"
+
+    def _validate_if_due(self) -> None:
+        """Collective. Validates, keeps the best and decides about stopping early."""
+        state, every = self.state, self.config.validation.every_steps
+        at_epoch_end = state.step % self.source.steps_per_epoch == 0
+        due = state.step % every == 0 if every else at_epoch_end
+        if not self.source.num_valid_steps or not (due or state.stopped):
+            return
+        metrics = evaluate(
+            self.learner, self.source.valid(), self.source.num_valid_steps, self.config.metrics
+        )
+        state.validated_step, state.last_metrics = state.step, dict(metrics)
+        value = metrics[self.config.validation.metric]
+        if collectives.rank() == 0:
+            named = {f"valid/{key}": metric for key, metric in metrics.items()}
+            self.reports.line({"step": state.step, "rows": state.rows} | named)
+        self._keep_best(value)
+
+    def _keep_best(self, value: float | None) -> None:
+        state, section = self.state, self.config.validation
+        sign = 1 if higher_is_better(section.metric) else -1
+        best = state.best_value
+        if value is not None and (best is None or sign * (value - best) > section.min_delta):
+            state.best_value, state.best_step = value, state.step
+            state.best_metrics, state.validations_without_gain = dict(state.last_metrics), 0
+            return
+        state.validations_without_gain += 1
+        patience = section.patience
+        if patience is not None and state.validations_without_gain >= patience:
+            state.stopped = state.stopped or "no gain on validation"
+
+    def _save_if_due(self) -> None:
+        """Collective. Starts a checkpoint in the background."""
+        state, every = self.state, self.config.checkpoint.every_steps
+        validated = state.validated_step == state.step
+        at_epoch_end = state.step % self.source.steps_per_epoch == 0
+        due = state.step % every == 0 if every else validated or at_epoch_end
+        if due or state.stopped:
+            self._complete_save()
+            value = state.last_metrics.get(self.config.validation.metric) if validated else None
+            self.saver.start(state.step, asdict(state), self.window, value)
+
+    def _complete_save(self) -> None:
+        """Collective. Finishes the save under way, if there is one."""
+        if self.saver.busy:
+            step = self.saver.complete()
+            self.reports.checkpointed(step, self.state.last_metrics)
+
+
+class Clock:
+    """Rates of one attempt, on rank 0."""
+
+    def __init__(self, state: TrainState):
+        self._start = self._line = self._tick = (time.monotonic(), state.rows)
+
+    def rows_per_s(self, state: TrainState) -> float:
+        """Impressions a second since the last call."""
+        now = (time.monotonic(), state.rows)
+        rate = (now[1] - self._line[1]) / max(1e-9, now[0] - self._line[0])
+        self._line = now
+        return rate
+
+    def second_passed(self) -> bool:
+        """Whether a second has gone by since `recent_rows_per_s` was read."""
+        return time.monotonic() - self._tick[0] >= 1.0
+
+    def recent_rows_per_s(self, state: TrainState) -> float:
+        """Impressions a second since it was read last."""
+        now = (time.monotonic(), state.rows)
+        rate = (now[1] - self._tick[1]) / max(1e-9, now[0] - self._tick[0])
+        self._tick = now
+        return rate
+
+
+def planned_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Steps of a run that nothing ends early."""
+    steps = config.train.num_epochs * steps_per_epoch
+    return min(steps, config.train.max_steps or steps)

@@ -1,0 +1,31 @@
+"""Every shipped config is read by its own class."""
+
+from pathlib import Path
+
+import pytest
+
+from raymtl.config import Section, TrainConfig, load
+
+CONFIGS = Path(__file__).parents[1] / "jobs" / "raymtl_jobs" / "configs"
+
+
+def config_class(file: Path) -> type[Section]:
+    """The class a shipped config is read with, by the end of its name."""
+    if file.stem.endswith("_prepare"):
+        from raymtl.data.prepare import PrepareConfig
+
+        return PrepareConfig
+    if file.stem.endswith("_synth"):
+        from raymtl.data.synthetic import SynthConfig
+
+        return SynthConfig
+    return TrainConfig
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_shipped_config_is_valid_and_so_is_its_model_section(file: Path) -> None:
+    from raymtl.models import registry
+
+    config = load(config_class(file), file)
+    if isinstance(config, TrainConfig):
+        registry.parse(config.model)

@@ -172,8 +172,10 @@ class InputShape:
     def of(
         cls, layout: Layout, width: int, task_specific: bool, shared_view: bool = True
     ) -> "InputShape":
-        """Sizes for a layout; V is T + 1 with task-specific embeddings (T without the shared view,
-        as in single-task models), else 1."""
+        """Sizes for a layout; V is T + 1 with task-specific embeddings, else 1.
+
+        Without the shared view (models whose tasks share nothing) V is T.
+        """
         num_tasks = len(layout.task_names)
         return cls(
             num_tasks=num_tasks,

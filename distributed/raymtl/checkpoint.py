@@ -31,6 +31,8 @@ from raymtl.storage import Folder
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+READABLE = 0o644
+"""Mode of the tensor files, like the text files beside them."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -153,6 +155,7 @@ def write_files(folder: Folder, snapshot: Snapshot) -> list[FileEntry]:
         for name, tensors in snapshot.tensors.items():
             local = scratch / name
             save_file({k: t.contiguous() for k, t in tensors.items()}, local)
+            local.chmod(READABLE)
             size, digest = local.stat().st_size, hash_file(local)
             folder.put(name, local)
             entries.append(FileEntry(name, size, digest, snapshot.buckets.get(name)))

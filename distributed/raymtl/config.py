@@ -142,6 +142,11 @@ class ValidationSection(Section):
     min_delta: NonNegativeFloat = 1e-6
     """Smallest change that counts as a gain; 1e-6 as in the official STEM code."""
 
+    @property
+    def higher_is_better(self) -> bool:
+        """Direction of the metric."""
+        return self.metric.rsplit("/", 1)[-1] in ("auc", "gauc")
+
 
 class MetricsSection(Section):
     exact_rows: PositiveInt = 5_000_000

@@ -14,8 +14,9 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from raymtl import collectives, footprint, status
-from raymtl.cluster import DATA_CPUS_PER_WORKER, is_local, session, threads_per_worker
-from raymtl.config import FailureSection, LaunchSection, TrainConfig, parse
+from raymtl.batch import Layout
+from raymtl.cluster import DATA_CPUS_PER_WORKER, session, threads_per_worker
+from raymtl.config import FailureSection, TrainConfig, parse
 from raymtl.data import ingest
 from raymtl.data.log import LogIndex
 from raymtl.errors import InputError, NonFinite, RankFailed
@@ -163,13 +164,18 @@ def read_on_ray(
     start_step: int,
     stop_step: int,
     keys: tuple[str, ...] = (),
+    labels: bool = True,
 ) -> Iterator[Any]:
     """This rank's batches through Ray Data, its executor limited to its share of the cluster."""
-    dataset = ingest.dataset(
-        index, schema, order, rank, world_size, start_step, stop_step, keys, DATA_CPUS_PER_WORKER
+    share = ingest.Share(
+        cpus=DATA_CPUS_PER_WORKER, node_id=ray.get_runtime_context().get_node_id()
     )
+    dataset = ingest.dataset(
+        index, schema, order, rank, world_size, start_step, stop_step, keys, share, labels
+    )
+    layout = Layout.of(schema)
     return ingest.iterate(
-        dataset.iterator(), order, schema, rank, world_size, start_step, stop_step
+        dataset.iterator(), order, layout, rank, world_size, start_step, stop_step
     )
 
 

@@ -11,7 +11,7 @@ from raymtl.config import TrainConfig
 from raymtl.dense import DenseParameters, clip_scale, learning_rate_factor
 from raymtl.embedding import fields, optimizers
 from raymtl.embedding.sharded import ShardedTables
-from raymtl.embedding.tables import table_specs
+from raymtl.embedding.tables import check_ids, table_specs
 from raymtl.models import registry
 from raymtl.schema import LogSchema
 
@@ -41,7 +41,7 @@ class Learner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = registry.build(config.model, self.layout, width).to(device)
-        self.shape = registry.shape_of(config.model, self.layout, width)
+        self.shape = registry.shape(config.model, self.layout, width)
         specs = table_specs(schema, self.shape)
         self.tables = ShardedTables(specs, config.embedding, config.seed, device)
         self.dense = DenseParameters(
@@ -81,7 +81,9 @@ class Learner:
             factor = learning_rate_factor(self.config.optimizer.schedule, step, num_steps)
             scale = clip_scale(squared_norm, self.config.optimizer.clip_norm)
             self.dense.step(scale, self.config.optimizer.dense.lr * factor)
-            self.row_optimizer.step(gradients, scale, self.config.optimizer.rows.lr * factor)
+            self.row_optimizer.step(
+                gradients, float(scale), self.config.optimizer.rows.lr * factor
+            )
         return StepOutcome(
             loss=(total_T * self.loss_weight_T).sum(),
             loss_T=total_T,
@@ -99,7 +101,7 @@ class Learner:
 
     def checked(self, batch: Batch) -> Batch:
         """The batch on this rank's device. Raises IdOutOfRange; no other rank takes part."""
-        self.tables.check_ids(batch.ids_BC, self.layout)
+        check_ids(batch.ids_BC, self.layout, self.tables.specs)
         return batch.to(self.device)
 
     def _inputs(self, rows, batch: Batch):

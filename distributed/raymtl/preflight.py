@@ -81,9 +81,13 @@ def schema_at(url: str) -> LogSchema:
     return schema
 
 
-def indexed(url: str, schema: LogSchema) -> LogIndex:
-    """A log's index, every file checked against the schema and its ranges."""
-    index = read_index(url, schema)
+def indexed(url: str, schema: LogSchema, labels: bool = True) -> LogIndex:
+    """A log's index, every file checked against the schema and its ranges.
+
+    Args:
+        labels: whether label and weight columns must be there.
+    """
+    index = read_index(url, schema, labels=labels)
     check_ranges(index, schema)
     return index
 

@@ -16,6 +16,8 @@ from raymtl.run import Run
 from raymtl.schema import LogSchema
 from raymtl.shards import damaged
 
+ROW_STEPS = "row_optimizer/num_steps"
+"""Key of the row optimizer's step count among the dense tensors."""
 DECIDES_NOTHING = {"name", "storage", "launch", "failure"}
 """Sections of a config that leave the trained numbers alone; not part of a checkpoint."""
 
@@ -63,7 +65,8 @@ class Saver:
             }
             buckets["replicated.safetensors"] = (0, num_buckets)
             tensors["dense.safetensors"] = _copied(
-                self.learner.dense.state() | self.learner.row_optimizer.scalars()
+                self.learner.dense.state()
+                | {ROW_STEPS: torch.tensor(self.learner.row_optimizer.num_steps)}
             )
             tensors["metrics.safetensors"] = {k: t.cpu() for k, t in histograms.items()}
             trainer = {"state": state, "log_digest": self.log_digest}
@@ -80,7 +83,7 @@ class Saver:
         self._saved[name] = snapshot_metric
         self.last_complete = f"{self.run.checkpoints.url}/{name}"
         section = self.learner.config.checkpoint
-        higher = higher_is_better(self.learner.config.validation.metric)
+        higher = self.learner.config.validation.higher_is_better
         for old in checkpoints.to_delete(
             self._saved, section.keep_last, section.keep_best, higher
         ):
@@ -136,7 +139,7 @@ def load_learner(found: Checkpoint, learner: Learner, optimizer: bool) -> None:
             )
     learner.dense.load_state(dense if optimizer else {k: dense[k] for k in model})
     if optimizer:
-        learner.row_optimizer.load_scalars(dense)
+        learner.row_optimizer.num_steps = int(dense[ROW_STEPS])
     reader = found.tables()
     rows = {spec.name: spec.rows for spec in learner.tables.specs}
     replicated, whole = learner.tables.replicated_tables, (0, found.num_buckets)
@@ -167,11 +170,6 @@ def dump_for_checkpoint(config: TrainConfig) -> str:
     """The part of a config that decides the trained numbers, as YAML."""
     kept = set(TrainConfig.model_fields) - DECIDES_NOTHING
     return dump(config, include=kept)
-
-
-def higher_is_better(metric: str) -> bool:
-    """Direction of a validation metric."""
-    return metric.rsplit("/", 1)[-1] in ("auc", "gauc")
 
 
 def _metrics_of(run: Run, up_to_step: int) -> dict[str, float | None]:

@@ -251,10 +251,15 @@ class LogSchema(Section):
         names += [self.group, self.weight]
         return list(dict.fromkeys(n for n in names if n))
 
-    def check(self, arrow: pa.Schema, source: str) -> None:
+    def check(self, arrow: pa.Schema, source: str, labels: bool = True) -> None:
         """Checks one file's columns and types.
 
         Integer widening and all-null columns pass; a missing column only with a declared default.
+
+        Args:
+            arrow: the file's columns.
+            source: what messages call the file.
+            labels: whether labels, weights and the group must be there; predict needs none.
 
         Raises:
             InputError: naming `source`, the column, its type and the types wanted.
@@ -265,6 +270,8 @@ class LogSchema(Section):
             _check_column(arrow, f.source, _wanted(f), source, f"feature {f.name}")
             if isinstance(f, BagFeature) and f.weights:
                 _check_column(arrow, f.weights, "list of numbers", source, f"feature {f.name}")
+        if not labels:
+            return
         for task in self.tasks:
             _check_column(arrow, task.label, "number", source, f"task {task.name}")
             if task.weight:

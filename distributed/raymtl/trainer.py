@@ -15,11 +15,11 @@ from torch import Tensor
 from raymtl import collectives, losses
 from raymtl.batch import Batch
 from raymtl.config import TrainConfig
-from raymtl.errors import NonFinite
+from raymtl.errors import InputError, NonFinite, RankFailed
 from raymtl.evaluator import evaluate
 from raymtl.learner import Learner, StepOutcome
 from raymtl.metrics import TrainingHistograms
-from raymtl.saving import Saver, higher_is_better
+from raymtl.saving import Saver
 from raymtl.status import agree, attempt, raise_together
 
 
@@ -87,6 +87,26 @@ class Trainer:
         self.started_s = time.monotonic()
         self.stop_step = planned_steps(config, source.steps_per_epoch)
 
+    def restore(self) -> list[str]:
+        """Collective. Goes back to the newest good checkpoint, if there is one.
+
+        Returns:
+            Warnings about damaged checkpoints that were passed over.
+        """
+        saved, warnings = self.saver.restore(self.window)
+        if saved is not None:
+            self.state = TrainState(**saved)
+            limits = ("num_epochs", "max_steps", "max_rows", "max_time_s")
+            if self.state.stopped in limits and not self._reached_end():
+                self.state.stopped = None
+        return warnings
+
+    def _reached_end(self) -> bool:
+        most_rows = self.config.train.max_rows
+        return self.state.step >= self.stop_step or (
+            most_rows is not None and self.state.rows >= most_rows
+        )
+
     def run(self) -> TrainState:
         """Collective. Trains to the end.
 
@@ -100,7 +120,7 @@ class Trainer:
         batches = self.source.train(state.step, self.stop_step)
         while state.step < self.stop_step and state.stopped is None:
             batch, error = attempt(lambda: self._next(batches))
-            word = agree(error, self._word(batch))
+            word = self._agree(error, batch)
             assert batch is not None
             time_is_up, ranks_written, rows, denominators = word[0], word[1], word[2], word[3:]
             if ranks_written == collectives.world_size():
@@ -108,7 +128,7 @@ class Trainer:
             outcome = self.learner.step(batch, denominators, state.step, self.stop_step)
             if not outcome.finite:
                 self._raise_non_finite(batch, outcome)
-            self.window.update(outcome, batch)
+            self.window.update(outcome.probabilities_BT, batch)
             state.step, state.rows = state.step + 1, state.rows + int(rows)
             self._report(outcome, clock)
             self._end_if_due(bool(time_is_up > 0))
@@ -121,6 +141,14 @@ class Trainer:
         batch = self.learner.checked(next(batches))
         assert batch.step == self.state.step, f"batch of step {batch.step} at {self.state.step}"
         return batch
+
+    def _agree(self, error: Exception | None, batch: Batch | None) -> Tensor:
+        """Collective. The step's status word; a failure still completes the save under way."""
+        try:
+            return agree(error, self._word(batch))
+        except (InputError, RankFailed):
+            self._complete_save()
+            raise
 
     def _word(self, batch: Batch | None) -> Tensor:
         """What every rank says before a step, summed: time is up, files written, rows, weights."""
@@ -140,11 +168,15 @@ class Trainer:
         return word.to(self.learner.device)
 
     def _raise_non_finite(self, batch: Batch, outcome: StepOutcome) -> None:
-        """Collective. Every rank names its rows whose loss is not finite."""
-        bad_B = ~torch.isfinite(outcome.logits_BT).all(dim=1) & (batch.weight_B > 0)
+        """Collective. Ranks name their rows without a finite prediction; rank 0 its all if none."""
+        counted_B = batch.weight_B > 0
+        bad_B = ~torch.isfinite(outcome.logits_BT).all(dim=1) & counted_B
+        ranks = torch.tensor([float(bad_B.any())], device=self.learner.device)
+        none_is_bad = float(collectives.sum_(ranks)) == 0
+        self._complete_save()
         error = None
-        if bool(bad_B.any()) or collectives.rank() == 0:
-            where = self.source.origin(batch, bad_B if bool(bad_B.any()) else batch.weight_B > 0)
+        if bool(bad_B.any()) or (none_is_bad and collectives.rank() == 0):
+            where = self.source.origin(batch, counted_B if none_is_bad else bad_B)
             error = NonFinite(
                 f"loss or gradient is not finite at step {self.state.step}\n"
                 f"  rows:   {where}\n"
@@ -163,6 +195,7 @@ class Trainer:
             if collectives.rank() == 0:
                 epoch = state.step / self.source.steps_per_epoch
                 timing = {"epoch": round(epoch, 4), "rows_per_s": round(clock.rows_per_s(state))}
+                timing["loss"] = float(outcome.loss)
                 self.reports.line({"step": state.step, "rows": state.rows} | timing | values)
         if collectives.rank() == 0 and clock.second_passed():
             self.reports.progress(
@@ -203,7 +236,7 @@ class Trainer:
 
     def _keep_best(self, value: float | None) -> None:
         state, section = self.state, self.config.validation
-        sign = 1 if higher_is_better(section.metric) else -1
+        sign = 1 if section.higher_is_better else -1
         best = state.best_value
         if value is not None and (best is None or sign * (value - best) > section.min_delta):
             state.best_value, state.best_step = value, state.step

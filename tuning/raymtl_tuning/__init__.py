@@ -1,1 +1,1 @@
-"""Search of expert counts and gates with Ray Tune: spaces, the objective, the search, its report."""
+"""Search of expert counts and gates with Ray Tune: spaces, objective, search and report."""

@@ -61,7 +61,7 @@ def read_side(join: Join, data_root: str) -> pa.Table:
         types = pa.schema([pa.field(f.name, plain_type(f.type)) for f in table.schema])
         tables.append(table.select(names).cast(types))
     side = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
-    key = join.key or join.on
+    key = join.key or join.column
     _check_keys(side.column(key), join, key)
     taken = [side.column(name) for name in side.column_names[1:]]
     names = [join.prefix + name for name in side.column_names[1:]]
@@ -75,7 +75,7 @@ def _paths(join: Join, data_root: str) -> list[tuple[str, str]]:
 
 
 def _taken(join: Join, names: list[str], path: str) -> list[str]:
-    key = join.key or join.on
+    key = join.key or join.column
     wanted = [key, *(c for c in join.columns or names if c != key)]
     missing = [c for c in wanted if c not in names]
     if missing:

@@ -134,12 +134,14 @@ def read_index(
     url: str,
     schema: LogSchema | None = None,
     partitions: dict[str, tuple[str, str]] | None = None,
+    labels: bool = True,
 ) -> LogIndex:
     """Indexes the log under a URL, from `_index.parquet` where that still fits, else from footers.
 
     Args:
         schema: checked against every file's columns; null checks none.
         partitions: Hive key -> first and last value to keep, compared as text, both inclusive.
+        labels: whether label columns must be there.
 
     Raises:
         InputError: no such path, no parquet, a file that cannot be read, no rows, a column that is
@@ -160,7 +162,7 @@ def read_index(
             "check the path and what wrote the log",
         )
     if schema is not None:
-        _check_columns(index, schema)
+        _check_columns(index, schema, labels)
     return index
 
 
@@ -247,12 +249,13 @@ def _ray_is_running() -> bool:
 
 def _read_footers_on_ray(url: str, found: list[FoundFile]) -> list[Footer]:
     import ray
+    from ray.exceptions import RayTaskError
 
     read = ray.remote(num_cpus=0.5)(_footers)
     parts = [found[i : i + 64] for i in range(0, len(found), 64)]
     try:
         return [f for part in ray.get([read.remote(url, p) for p in parts]) for f in part]
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         raise (input_error_in(error) or error) from None
 
 
@@ -281,7 +284,7 @@ def _keep(index: LogIndex, key: str, first: str, last: str) -> LogIndex:
     )
 
 
-def _check_columns(index: LogIndex, schema: LogSchema) -> None:
+def _check_columns(index: LogIndex, schema: LogSchema, labels: bool) -> None:
     """Files with the same columns and Hive keys are checked once, under the first one's name."""
     done = set()
     for number, file in enumerate(index.files):
@@ -293,7 +296,7 @@ def _check_columns(index: LogIndex, schema: LogSchema) -> None:
         for key in file.partitions:
             if key not in columns.names:
                 columns = columns.append(pa.field(key, index.partition_types[key]))
-        schema.check(columns, index.name(number))
+        schema.check(columns, index.name(number), labels)
 
 
 def _is_integer(text: str) -> bool:

@@ -28,7 +28,7 @@ class Join(Section):
     name: str
     url: str | list[str]
     """Parquet of a side table that fits in memory: one row per key."""
-    on: str
+    column: str
     """Column of the log that is looked up. Rows without a match get nulls."""
     key: str | None = None
     """The side table's column it is looked up in; null means the same name."""

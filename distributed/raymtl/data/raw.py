@@ -1,5 +1,6 @@
 """Raw parquet: its files and their footers, cut into reading tasks, read as a stream. No Ray."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -84,10 +85,10 @@ class Origin:
 
 
 def resolve(url: str, data_root: str) -> str:
-    """The URL itself if it is absolute, else below data_root."""
-    if "://" in url or url.startswith("/"):
-        return url
-    return f"{data_root.rstrip('/')}/{url}"
+    """The URL itself if it is absolute, else below data_root; the same from any process."""
+    if "://" not in url and not url.startswith(("/", "~")):
+        url = f"{data_root.rstrip('/')}/{url}"
+    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
 def indexes(urls: str | list[str], data_root: str) -> list[LogIndex]:
@@ -274,7 +275,7 @@ def needed_columns(config: PrepareConfig, joined: set[str]) -> list[str]:
     names, wanted = [], config.raw_columns()
     for derived in config.derive.values():
         wanted += [derived.column, derived.days_since or derived.column]
-    for name in [*wanted, *(j.on for j in config.joins)]:
+    for name in [*wanted, *(j.column for j in config.joins)]:
         if name not in joined and name not in config.derive:
             names.append(name)
     return list(dict.fromkeys(names))

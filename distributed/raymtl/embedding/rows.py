@@ -92,14 +92,14 @@ class RowPart:
     _touched: Tensor | None = None
 
     @property
-    def num_views_width(self) -> tuple[int, int]:
+    def shape_VD(self) -> tuple[int, int]:
         """(V, D) of its rows."""
         return self.store.views, self.grads.shape[1] // self.store.views
 
     @property
     def grads_nVD(self) -> Tensor:
         """The gradients, view by view."""
-        return self.grads.view(len(self.grads), *self.num_views_width)
+        return self.grads.view(len(self.grads), *self.shape_VD)
 
     @property
     def squares_nV(self) -> Tensor:
@@ -116,10 +116,11 @@ class RowPart:
             self._touched = self.squares_nV != 0
         return self._touched
 
-    def add(self, change: Tensor) -> None:
-        """Adds to the gradients; what counts as touched stays as it was."""
-        self._touched = self.touched_nV
-        self.grads.add_(change)
+    def add(self, change: Tensor, factor: float) -> None:
+        """Adds `factor` times a change to the gradients; what counts as touched stays."""
+        if self.index_n is not None:
+            self._touched = self.touched_nV
+        self.grads.add_(change, alpha=factor)
         self._squares = None
 
     def make_dense(self) -> None:
@@ -160,13 +161,16 @@ def find_runs(keys_n: Tensor) -> Runs:
     return Runs(sorted_n[starts_U], order_n, starts_U, inverse_n)
 
 
-def gather_rows(values: Tensor, index_n: Tensor, out: Tensor | None = None) -> Tensor:
-    """values[index]; by embedding_bag, which prefetches where index_select waits for memory."""
-    if len(index_n) == 0 or not values.is_floating_point():
-        found = values.index_select(0, index_n)
-    else:
-        found = sum_bags(values, index_n, torch.arange(len(index_n), device=index_n.device))
-    return found if out is None else out.copy_(found)
+def gather_rows(values: Tensor, index_n: Tensor) -> Tensor:
+    """values[index] of a 2-D tensor."""
+    if not values.is_floating_point():
+        return values.index_select(0, index_n)
+    return sum_bags(values, index_n, torch.arange(len(index_n), device=index_n.device))
+
+
+def gather_padded(values: Tensor, index_n: Tensor) -> Tensor:
+    """values[index] and a last row of zeros."""
+    return sum_bags(values, index_n, torch.arange(len(index_n) + 1, device=index_n.device))
 
 
 def sum_bags(
@@ -174,7 +178,8 @@ def sum_bags(
 ) -> Tensor:
     """Sums rows bag by bag: bag i is index[starts[i] : starts[i + 1]], the last one to the end.
 
-    Each bag is summed in the order of `index`, so the result does not depend on threads.
+    Each bag is summed in the order of `index`, so the result does not depend on threads. Also the
+    quickest way to gather rows, as bags of one: torch's kernel prefetches, index_select's does not.
 
     Returns:
         (m, width); zeros for an empty bag.

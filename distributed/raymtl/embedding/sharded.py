@@ -1,24 +1,23 @@
-"""Tables whose rows are split over ranks: the interface of `LocalTables`, with all ranks' rows.
+"""Tables whose rows are split over ranks, with the interface of `LocalTables`.
 
-Tables of one row width form a group, at most two (V views and one view). A group is one 2-D tensor
-of this rank's rows: its buckets' rows of the sharded tables in their order, then all rows of the
-replicated tables. A lookup brings each distinct row of a batch here once, in one exchange of ids
-and one of rows a group; `collect` takes gradients back the same way. Replicated rows are read here,
-and their gradients go to every rank, which all sum them in rank order and so keep equal copies.
+Tables of one row width form a group, so there are at most two: rows of V views and rows of one. A
+lookup brings each distinct row of a batch here once, by one exchange of ids and one of rows a
+group; `collect` takes gradients back the way the rows came. Replicated rows are read here, and
+their gradients go to every rank; all sum them in rank order and so keep bit-identical copies.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from raymtl import collectives
-from raymtl.batch import PAD, Layout
+from raymtl.batch import Layout
 from raymtl.config import EmbeddingSection
 from raymtl.embedding.initial import fill_initial
-from raymtl.embedding.placement import bucket_range, bucket_start, position, rows_in_range
+from raymtl.embedding.placement import bucket_range, bucket_start
+from raymtl.embedding.plan import NO_KEY, GroupPlan
 from raymtl.embedding.rows import (
     GroupRows,
     RowGradients,
@@ -26,6 +25,7 @@ from raymtl.embedding.rows import (
     Rows,
     RowStore,
     find_runs,
+    gather_padded,
     gather_rows,
     sum_bags,
 )
@@ -38,45 +38,182 @@ from raymtl.embedding.tables import (
     load_rows,
 )
 
-_NO_KEY = torch.iinfo(torch.int64).max
-
 
 @dataclass
 class _Route:
-    """How a group's rows travelled."""
+    """How a group's distinct rows travelled."""
 
     owned: list[int]
-    """Per rank, how many of my distinct sharded rows it owns; they stand first, in rank order."""
+    """Per rank, how many of my sharded rows it owns; they come first, in rank order."""
     sent: list[int]
-    """Per rank, ids I sent: its sharded rows, then all my replicated ones."""
+    """Per rank, indices I sent: of its sharded rows, then of all my replicated ones."""
     received: list[int]
     asked_n: Tensor
-    """My rows that ranks asked for or will send gradients of, in rank order."""
+    """Indices I received, in rank order: rows of mine that are asked for or will get gradients."""
 
 
-class _Group:
-    """The tables of one row width: where their rows lie on every rank, and this rank's rows.
+class ShardedTables:
+    """This rank's rows of all tables. Without a process group it holds them all."""
 
-    A key numbers every row alike on all ranks: rank 0's sharded rows as they lie there, rank 1's,
-    and so on, then the replicated rows. Sorted keys are therefore sorted by owner.
-    """
+    def __init__(
+        self,
+        specs: Sequence[TableSpec],
+        config: EmbeddingSection,
+        seed: int,
+        device: torch.device | None = None,
+    ):
+        self.specs = tuple(specs)
+        self.width = specs[0].width if specs else 0
+        self.num_buckets = config.num_buckets
+        self.rank, self.world_size = collectives.rank(), collectives.world_size()
+        self.bucket_range = bucket_range(self.rank, self.world_size, self.num_buckets)
+        self._device = device
+        groups = [[s for s in specs if s.views == v] for v in sorted({s.views for s in specs})]
+        self._plans = tuple(
+            GroupPlan(g, self.num_buckets, config.replicate_rows, self.world_size, device)
+            for g in groups
+        )
+        self.stores = tuple(
+            RowStore(
+                torch.empty(p.num_rows(self.rank), g[0].width_floats, device=device), g[0].views
+            )
+            for p, g in zip(self._plans, groups, strict=True)
+        )
+        self.replicated_tables = tuple(s.name for p in self._plans for s in p.replicated)
+        self._columns: dict[Layout, list[tuple[list[int], Tensor]]] = {}
+        self._initialise(seed, config.init_std)
 
-    def __init__(self, specs: Sequence[TableSpec], config: EmbeddingSection, device):
-        self.num_buckets, self.device = config.num_buckets, device
-        self.rank, world_size = collectives.rank(), collectives.world_size()
-        self.replicated = [s for s in specs if s.rows <= config.replicate_rows]
-        self.specs = [s for s in specs if s not in self.replicated] + self.replicated
-        ranges = [bucket_range(r, world_size, self.num_buckets) for r in range(world_size)]
-        self.num_sharded = [sum(self._count(s, *b) for s in self._sharded) for b in ranges]
-        self.first_key = [0, *accumulate(self.num_sharded)]
-        shifts = [self._shifts(*b, first) for b, first in zip(ranges, self.first_key, strict=False)]
-        self.shift_WT = torch.tensor(shifts, dtype=torch.int64, device=device)
-        self.rows_T = torch.tensor([s.rows for s in self.specs], device=device)
-        owners = [torch.full((hi - lo,), r) for r, (lo, hi) in enumerate(ranges)]
-        self.owner_P = torch.cat(owners).to(device)
-        self.bounds_W1 = torch.tensor(self.first_key, device=device)
-        self.first_key_W = self.bounds_W1[:-1]
+    def lookup(self, ids_BC: Tensor, layout: Layout) -> Rows:
+        """Collective. Fetches every distinct row of a batch from the ranks that own them.
 
-    @property
-    def _sharded(self) -> list[TableSpec]:
-        return self.specs[: len(self.specs) - len(self.replicated)]
+        Args:
+            ids_BC: rows within each column's table, PAD where empty; B may be 0.
+            layout: which columns belong to which table; the same on all ranks.
+
+        Raises:
+            IdOutOfRange: naming the feature, on this rank alone and before any exchange; call
+                `check_ids` and agree on its outcome first.
+        """
+        check_ids(ids_BC, layout, self.specs)
+        ids_BC = ids_BC.to(torch.int64)
+        place_BC = torch.empty_like(ids_BC)
+        groups = []
+        for number, (columns, table_C) in enumerate(self._columns_of(layout)):
+            ids = ids_BC if len(columns) == layout.num_id_columns else ids_BC[:, columns]
+            group = self._lookup(number, ids, table_C)
+            groups.append(group)
+            place_BC[:, columns] = group.runs.inverse_n.view(ids.shape)
+        of_table = {name: g for g, plan in enumerate(self._plans) for name in plan.number}
+        return Rows(tuple(groups), place_BC, of_table)
+
+    def collect(self, rows: Rows) -> RowGradients:
+        """Collective. After backward: brings row gradients to their owners, summed in rank order.
+
+        Returns:
+            Two parts a group, of the sharded and of the replicated rows. A row that was looked up
+            appears even where its gradient is zero. May alias the leaves' gradients.
+        """
+        parts = []
+        for plan, store, group in zip(self._plans, self.stores, rows.groups, strict=True):
+            index, grads = self._bring(group)
+            middle, stop = plan.num_sharded[self.rank], plan.num_rows(self.rank)
+            cut = int(torch.searchsorted(index, middle))
+            parts += [
+                RowPart(store, 0, middle, index[:cut], grads[:cut], counted=True),
+                RowPart(store, middle, stop, index[cut:], grads[cut:], counted=self.rank == 0),
+            ]
+        return parts
+
+    def state(self) -> dict[str, Tensor]:
+        """This rank's rows, `<table>/values` and `<table>/<state>`, in (bucket, k) order.
+
+        They are views, not copies: rows of `bucket_range`, all rows for `replicated_tables`.
+        """
+        return {
+            f"{name}/{kind}": tensor[place.start : place.stop]
+            for plan, store in zip(self._plans, self.stores, strict=True)
+            for name, place in plan.places(self.rank).items()
+            for kind, tensor in store.tensors.items()
+        }
+
+    def load_state(self, source: StateSource, saved_rows: Mapping[str, int] | None = None) -> None:
+        """Overwrites this rank's rows; `source` and `saved_rows` as in `load_rows`."""
+        state = self.state()
+        for plan in self._plans:
+            places = plan.places(self.rank)
+            for spec in plan.sharded + plan.replicated:
+                buckets = (places[spec.name].lo, places[spec.name].hi, self.num_buckets)
+                load_rows(state, spec, buckets, source, saved_rows)
+
+    def _initialise(self, seed: int, std: float) -> None:
+        for plan, store in zip(self._plans, self.stores, strict=True):
+            places = plan.places(self.rank)
+            for spec in plan.sharded + plan.replicated:
+                place = places[spec.name]
+                first = bucket_start(spec.rows, self.num_buckets, place.lo)
+                out = store.values[place.start : place.stop]
+                fill_initial(out, spec, first, self.num_buckets, seed, std)
+
+    def _columns_of(self, layout: Layout) -> list[tuple[list[int], Tensor]]:
+        """Per group: its columns, and the number of each column's table."""
+        if layout not in self._columns:
+            tables = [c.table for c in layout.id_columns for _ in range(c.width)]
+            found = [columns_of(layout, set(plan.number)) for plan in self._plans]
+            self._columns[layout] = [
+                (
+                    columns,
+                    torch.tensor(
+                        [plan.number[tables[i]] for i in columns],
+                        dtype=torch.int64,
+                        device=self._device,
+                    ),
+                )
+                for plan, columns in zip(self._plans, found, strict=True)
+            ]
+        return self._columns[layout]
+
+    def _lookup(self, number: int, ids_BC: Tensor, table_C: Tensor) -> GroupRows:
+        """Collective. One group's distinct rows."""
+        plan, store = self._plans[number], self.stores[number]
+        runs = find_runs(plan.keys(ids_BC, table_C).flatten())
+        keys_U = runs.unique_U[: int(torch.searchsorted(runs.unique_U, NO_KEY))]
+        cuts = plan.cuts(keys_U)
+        route = self._ask(plan, keys_U, cuts)
+        if self.world_size == 1:
+            leaf = gather_padded(store.values, route.asked_n)
+        else:
+            copies = plan.replicated_index(keys_U[cuts[-1] :], self.rank)
+            leaf = torch.cat([self._fetch(plan, store, route), gather_padded(store.values, copies)])
+        return GroupRows(leaf.requires_grad_(), store.views, runs, route)
+
+    def _ask(self, plan: GroupPlan, keys_U: Tensor, cuts: list[int]) -> _Route:
+        """Collective. Sends each rank the indices of its rows, and of the replicated ones."""
+        replicated = keys_U[cuts[-1] :]
+        pieces = []
+        for owner in range(self.world_size):
+            pieces.append(plan.local_index(keys_U[cuts[owner] : cuts[owner + 1]], owner))
+            pieces.append(plan.replicated_index(replicated, owner))
+        owned = [len(piece) for piece in pieces[::2]]
+        sent = [n + len(replicated) for n in owned]
+        received = collectives.exchange_sizes(sent, self._device)
+        asked_n = collectives.exchange(torch.cat(pieces), sent, received)
+        return _Route(owned, sent, received, asked_n)
+
+    def _fetch(self, plan: GroupPlan, store: RowStore, route: _Route) -> Tensor:
+        """Collective. Answers what was asked of this rank; returns its own sharded rows."""
+        sharded_n = route.asked_n < plan.num_sharded[self.rank]
+        sizes = [int(part.sum()) for part in sharded_n.split(route.received)]
+        reply = gather_rows(store.values, route.asked_n[sharded_n])
+        return collectives.exchange(reply, sizes, route.owned)
+
+    def _bring(self, group: GroupRows) -> tuple[Tensor, Tensor]:
+        """Collective. The distinct local rows, ascending, and their gradients summed over ranks."""
+        route, grads = group.route, leaf_gradient(group)
+        if self.world_size == 1:
+            return route.asked_n, grads
+        *owned, copies = grads.split([*route.owned, len(grads) - sum(route.owned)])
+        if len(copies):
+            grads = torch.cat([piece for own in owned for piece in (own, copies)])
+        grads = collectives.exchange(grads.contiguous(), route.sent, route.received)
+        runs = find_runs(route.asked_n)
+        return runs.unique_U, sum_bags(grads, runs.order_n, runs.starts_U)

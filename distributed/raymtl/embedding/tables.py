@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from raymtl.batch import PAD, InputShape, Layout
@@ -22,7 +21,7 @@ from raymtl.embedding.rows import (
     Rows,
     RowStore,
     find_runs,
-    gather_rows,
+    gather_padded,
 )
 from raymtl.errors import IdOutOfRange
 from raymtl.schema import LogSchema
@@ -118,7 +117,7 @@ class LocalTables:
             ids = ids_BC[:, columns].to(torch.int64)
             runs = find_runs(ids.masked_fill(ids == PAD, spec.rows).flatten())
             unique = runs.unique_U[runs.unique_U < spec.rows]
-            leaf = F.pad(gather_rows(store.values, unique), (0, 0, 0, 1))
+            leaf = gather_padded(store.values, unique)
             place_BC[:, columns] = runs.inverse_n.view(ids.shape)
             groups.append(GroupRows(leaf.requires_grad_(), store.views, runs, unique))
         return Rows(tuple(groups), place_BC, {s.name: i for i, s in enumerate(self.specs)})

@@ -6,6 +6,7 @@ batched product instead of a loop is ours.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
@@ -50,7 +51,7 @@ class BankOfMLPs(nn.Module):
         self.activation = _ACTIVATIONS[activation]
         sizes = [in_features, *hidden_units, *([out_features] if out_features else [])]
         self.out_features = sizes[-1]
-        pairs = list(zip(sizes, sizes[1:], strict=False))
+        pairs = list(pairwise(sizes))
         self.weights = nn.ParameterList([_xavier_normal(num, i, o) for i, o in pairs])
         """One (E, in, out) per layer."""
         self.biases = nn.ParameterList([torch.zeros(num, o) for _, o in pairs])

@@ -1,10 +1,10 @@
 """The only place that picks a model by name: built in, registered, or of another package.
 
-A model is an nn.Module, built as Model(config, shape: InputShape), with `forward(inputs: Inputs)` to
-logits_BT and three class attributes: `task_specific` (one view of each embedding per task, or one
-for all), `shared_view` (whether a shared view follows the tasks'; only read when task_specific) and
-`Config`, a Section whose field `name` is a Literal of the model's name. Another package offers one
-by an entry point of the group `raymtl.models`.
+A model is an nn.Module, built as Model(config, shape: InputShape), with `forward(inputs: Inputs)`
+to logits_BT and these class attributes: `task_specific` (one view of each embedding per task, or
+one for all), `shared_view` (whether a shared view follows the tasks'; only read when task_specific;
+True where absent) and `Config`, a Section whose field `name` is a Literal of the model's name.
+Another package offers one by an entry point of the group `raymtl.models`.
 """
 
 import difflib
@@ -110,14 +110,14 @@ def _load(point: EntryPoint) -> Any:
 
 def _require_model(name: str, cls: Any) -> None:
     own = getattr(cls, "Config", None)
-    is_section = isinstance(own, type) and issubclass(own, Section)
-    named = is_section and "name" in own.model_fields and own.model_fields["name"].default == name
+    fields = own.model_fields if isinstance(own, type) and issubclass(own, Section) else {}
+    named = "name" in fields and fields["name"].default == name
     is_module = isinstance(cls, type) and issubclass(cls, nn.Module)
     if not (is_module and named and isinstance(getattr(cls, "task_specific", None), bool)):
         raise InputError(
             f"{name} is not a model",
             repr(cls),
-            f"an nn.Module with `task_specific: bool` and `Config`, a Section whose field is `name: "
-            f'Literal["{name}"] = "{name}"`',
+            "an nn.Module with `task_specific: bool` and `Config`, a Section with the field "
+            f'`name: Literal["{name}"] = "{name}"`',
             "see docs/extend.md",
         )

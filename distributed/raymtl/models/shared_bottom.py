@@ -23,8 +23,10 @@ class SharedBottomConfig(Section):
 
 
 class SharedBottom(nn.Module):
-    """y_t = h_t(f(x)): Ma et al., "Modeling Task Relationships in Multi-task Learning with
-    Multi-gate Mixture-of-Experts" (KDD 2018), eq. 1, after Caruana.
+    """Shared-Bottom: y_t = h_t(f(x)).
+
+    Eq. 1 of Ma et al., "Modeling Task Relationships in Multi-task Learning with Multi-gate
+    Mixture-of-Experts" (KDD 2018).
 
     One view of every embedding for all tasks. Ours: numeric columns and sequences as fields
     (`FieldStack`).

@@ -1,9 +1,11 @@
-"""STEM-Net: task-specific embedding tables, and gates that see other tasks' experts without
-training them. `from_official` loads the weights of the authors' code."""
+"""STEM-Net: tables per task, and gates that see other tasks' experts without training them.
+
+`from_official` loads the weights of the authors' code.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from raymtl.batch import PAD, Inputs, InputShape, Layout
 from raymtl.config import Section
-from raymtl.errors import IdOutOfRange, InputError
+from raymtl.errors import IdOutOfRange
 from raymtl.models import stem_official
 from raymtl.models.blocks import Activation, BankOfMLPs, Dropout, FieldStack, HiddenUnits
 from raymtl.schema import CategoricalFeature, Feature, LogSchema, NumericFeature, Table, Task
@@ -25,7 +27,7 @@ class StemConfig(Section):
     """K1, experts of each task; the authors ship 1 and search 1, 2, 4."""
     num_shared_experts: PositiveInt = 8
     """K2, experts of all tasks; the authors ship 8 and search 1, 2, 4, 8."""
-    expert_hidden_units: HiddenUnits = Field((512, 512, 512), min_length=1)
+    expert_hidden_units: Annotated[HiddenUnits, Field(min_length=1)] = (512, 512, 512)
     """Widths of every expert; the last one is the width of a layer's output."""
     gate_hidden_units: HiddenUnits = (128, 64)
     """Widths of every gate's MLP before its linear output; empty gives a linear gate."""
@@ -51,8 +53,10 @@ class StemConfig(Section):
 
 
 class Stem(nn.Module):
-    """STEM-Net (Su et al., "STEM: Unleashing the Power of Embeddings for Multi-Task
-    Recommendation", AAAI 2024), after the official code (LiangcaiSu/STEM), whose formulas are:
+    """STEM-Net, after the official code (LiangcaiSu/STEM).
+
+    Su et al., "STEM: Unleashing the Power of Embeddings for Multi-task Recommendation" (AAAI
+    2024). The formulas as coded there:
 
         e_tk = MLP_tk(x_t), s_k = MLP_Sk(x_S)
         U_t  = [sg(e_1*), .., e_t* live, .., sg(e_T*), s_* live]      sg stops the gradient
@@ -160,8 +164,12 @@ class StemLayer(nn.Module):
         self.register_buffer("live_CQE", live, persistent=False)
 
     def forward(self, x_TBI: Tensor, shared_PBI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the tasks' outputs (T, B, H), the shared streams (C, B, H; none after the last
-        layer) and the tasks' gates (T, B, K)."""
+        """Runs the layer.
+
+        Returns:
+            The tasks' outputs (T, B, H), the shared streams (C, B, H; none after the last layer)
+            and the tasks' gates (T, B, K).
+        """
         specific_EBH = self.specific_experts(x_TBI)
         shared_PKBH = _on_copies(self.shared_experts, shared_PBI)
         gate_CQBK = self._gates(x_TBI, shared_PBI)
@@ -259,8 +267,10 @@ class OfficialStem:
         return self.model(Inputs(views_BVFD, numeric_BN, {}))
 
     def store_values(self, num_buckets: int) -> dict[str, Tensor]:
-        """The tables as our store's state holds them: `feature/values`, rows ordered by
-        (row mod num_buckets, row)."""
+        """The tables as a store's state holds them: `feature/values`, rows bucket by bucket.
+
+        Row r lies in bucket r mod num_buckets; within a bucket rows ascend.
+        """
         values = {}
         for feature, table in self.tables.items():
             bucket = torch.arange(len(table)) % num_buckets
@@ -326,7 +336,7 @@ def _official_schema(weights: stem_official.OfficialWeights) -> LogSchema:
             features.append(NumericFeature(kind="numeric", name=name))
         else:
             features.append(CategoricalFeature(kind="categorical", name=name, encoding="index"))
-            tables.append(Table(name=name, rows=len(weight) - 1))
+            tables.append(Table(name=name, rows=max(2, len(weight) - 1)))
     tasks = [Task(name=f"task_{t}", label=f"task_{t}") for t in range(weights.num_tasks)]
     return LogSchema(features=features, tables=tables, tasks=tasks)
 

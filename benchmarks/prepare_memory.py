@@ -1,0 +1,131 @@
+"""Peak memory of every process of `raymtl prepare` on a generated log and on one ten times longer.
+
+    python benchmarks/prepare_memory.py [--rows 1000000] [--times 10]
+
+Prints one table and writes prepare_memory.json. The raw log is one file with one row group, the
+worst case for a reader. A peak is the kernel's VmHWM, shared pages of the object store included.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+CONFIG = """
+sources: [{name: log, url: log.parquet}]
+joins: [{name: users, url: users.parquet, column: user}]
+derive: {hour: {column: hourmin, divide: 100}, tags: {column: tag, split: ","}}
+split: {by: order, valid: 0.05, test: 0.05, per: user}
+keep: [user, item]
+schema:
+  group: user
+  tasks: [{name: click, label: click}, {name: like, label: like}]
+  features:
+    - {name: user, kind: categorical, encoding: vocabulary}
+    - {name: item, kind: categorical, encoding: vocabulary}
+    - {name: hour, kind: categorical, encoding: vocabulary}
+    - {name: tags, kind: bag, encoding: vocabulary}
+    - {name: city, kind: categorical, encoding: vocabulary}
+    - {name: age, kind: numeric, standardise: true}
+    - {name: price, kind: numeric, buckets: 50}
+"""
+RUN = """
+import sys, ray
+ray.init(num_cpus=2, include_dashboard=False, object_store_memory=300_000_000,
+         logging_level="warning", log_to_driver=False)
+from raymtl.config import load
+from raymtl.data.prepare import PrepareConfig, prepare
+prepare(load(PrepareConfig, sys.argv[1], [f"data_root={sys.argv[2]}"]), sys.argv[3])
+"""
+NUM_USERS, NUM_ITEMS = 100_000, 50_000
+
+
+def write_raw(folder: Path, rows: int) -> None:
+    """Writes log.parquet (one row group) and users.parquet."""
+    rng = np.random.default_rng(7)
+    tags = pa.array([f"{a},{b}" for a in range(20) for b in range(20)])
+    users = np.minimum(rng.zipf(1.2, rows), 2**40) % NUM_USERS
+    log = pa.table(
+        {
+            "user": users,
+            "item": np.minimum(rng.zipf(1.1, rows), 2**40) % NUM_ITEMS,
+            "hourmin": rng.integers(0, 24, rows) * 100 + rng.integers(0, 60, rows),
+            "tag": tags.take(pa.array(rng.integers(0, 400, rows))),
+            "price": rng.lognormal(3, 1, rows),
+            "click": rng.integers(0, 2, rows).astype(np.int8),
+            "like": pa.array((rng.random(rows) < 0.02).astype(np.int8), mask=rng.random(rows) < 0.5),
+        }
+    )
+    pq.write_table(log, folder / "log.parquet", row_group_size=rows)
+    cities = pa.array([f"city {n}" for n in range(300)])
+    side = {
+        "user": np.arange(NUM_USERS),
+        "city": cities.take(pa.array(rng.integers(0, 300, NUM_USERS))),
+        "age": rng.integers(10, 90, NUM_USERS),
+    }
+    pq.write_table(pa.table(side), folder / "users.parquet")
+
+
+def peaks_of(folder: Path) -> tuple[dict[str, int], float]:
+    """Runs prepare; the highest VmHWM of each kind of process in bytes, and the seconds taken."""
+    (folder / "prepare.yaml").write_text(CONFIG)
+    command = [sys.executable, "-c", RUN, "prepare.yaml", ".", "out"]
+    peaks: dict[str, int] = {}
+    start = time.monotonic()
+    with subprocess.Popen(command, cwd=folder) as running:
+        root = psutil.Process(running.pid)
+        while running.poll() is None:
+            for process in [root, *root.children(recursive=True)]:
+                kind, peak = kind_and_peak(process)
+                peaks[kind] = max(peaks.get(kind, 0), peak)
+            time.sleep(0.1)
+    if running.returncode:
+        raise SystemExit(f"prepare failed with exit code {running.returncode}")
+    return peaks, time.monotonic() - start
+
+
+def kind_and_peak(process: psutil.Process) -> tuple[str, int]:
+    """`driver`, `ray worker` or the program's name, and VmHWM; 0 for one that has just ended."""
+    try:
+        name = " ".join(process.cmdline()[:1])
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except (psutil.Error, OSError):
+        return "gone", 0
+    line = next((x for x in status.splitlines() if x.startswith("VmHWM")), "VmHWM: 0 kB")
+    if name.startswith("ray::"):
+        return "ray worker", int(line.split()[1]) * 1024
+    kind = "driver" if "-c" in process.cmdline()[1:2] else Path(name).name
+    return kind, int(line.split()[1]) * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--times", type=int, default=10)
+    args = parser.parse_args()
+    found = {}
+    for rows in (args.rows, args.rows * args.times):
+        with tempfile.TemporaryDirectory() as folder:
+            write_raw(Path(folder), rows)
+            found[rows] = peaks_of(Path(folder))
+    (small, small_s), (large, large_s) = found.values()
+    print(f"{'process':24}{args.rows:>14,} rows{args.rows * args.times:>14,} rows   ratio")
+    for kind in sorted(small, key=small.__getitem__, reverse=True):
+        if kind != "gone" and kind in large:
+            mb = small[kind] / 1e6, large[kind] / 1e6
+            print(f"{kind:24}{mb[0]:>16.0f} MB{mb[1]:>16.0f} MB   {mb[1] / mb[0]:.2f}")
+    print(f"{'seconds':24}{small_s:>19.1f}{large_s:>19.1f}")
+    result = {str(rows): {"bytes": peaks, "seconds": s} for rows, (peaks, s) in found.items()}
+    Path("prepare_memory.json").write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

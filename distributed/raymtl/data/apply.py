@@ -1,0 +1,147 @@
+"""Writing the log: one share's rows, transformed, to a part file of each split. No Ray."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raymtl.data import values
+from raymtl.data.encode import NONE, encode
+from raymtl.data.files import filesystem
+from raymtl.data.fitted import log_column
+from raymtl.data.prepare_config import SPLITS
+from raymtl.data.raw import Origin, Share
+from raymtl.data.rows import Recipe, stream
+from raymtl.data.split import Places
+from raymtl.data.statistics import Tally
+from raymtl.data.vocabulary import look_up
+from raymtl.schema import BagFeature, CategoricalFeature, LogSchema, NumericFeature
+
+
+class Parts:
+    """The part files one share writes: one a split, in row groups of chunk_rows."""
+
+    def __init__(self, url: str, share: int, chunk_rows: int, stack: ExitStack):
+        self._url, self._share, self._chunk_rows, self._stack = url, share, chunk_rows, stack
+        self._writers: dict[str, pq.ParquetWriter] = {}
+        self._held: dict[str, pa.Table] = {}
+
+    def add(self, split: str, table: pa.Table) -> None:
+        """Adds rows; whole row groups are written, the rest waits."""
+        if split in self._held:
+            table = pa.concat_tables([self._held[split], table])
+        whole = table.num_rows - table.num_rows % self._chunk_rows
+        self._write(split, table.slice(0, whole))
+        self._held[split] = table.slice(whole).combine_chunks()
+
+    def finish(self) -> None:
+        """Writes the rows that wait."""
+        for split, table in self._held.items():
+            self._write(split, table)
+
+    def _write(self, split: str, table: pa.Table) -> None:
+        if not table.num_rows:
+            return
+        if split not in self._writers:
+            fs, root = filesystem(f"{self._url}/{split}")
+            fs.create_dir(root)
+            path = f"{root}/part-{self._share:06d}.parquet"
+            stream = self._stack.enter_context(fs.open_output_stream(path))
+            self._writers[split] = self._stack.enter_context(pq.ParquetWriter(stream, table.schema))
+        self._writers[split].write_table(table, row_group_size=self._chunk_rows)
+
+
+def apply_share(
+    share: Share,
+    recipe: Recipe,
+    fitted: LogSchema,
+    url: str,
+    memory: dict[str, dict[str, pa.Table]],
+    places: Places | None,
+) -> dict[str, Any]:
+    """Transforms and writes one share.
+
+    Args:
+        url: folder that the splits' folders are made in.
+        memory: "sides" by join, "vocabularies" by table.
+
+    Returns:
+        The share's `Tally` as plain values.
+    """
+    vocabularies = {
+        k: t.column("value").combine_chunks() for k, t in memory["vocabularies"].items()
+    }
+    tally = Tally.of(fitted, recipe.config.split_names)
+    with ExitStack() as stack:
+        parts = Parts(url, share.number, recipe.config.chunk_rows, stack)
+        for rows in stream(share, recipe, memory["sides"], places):
+            made = transform(rows.table, recipe, fitted, vocabularies, rows.origin)
+            for number, name in enumerate(SPLITS):
+                mine = made.filter(pa.array(rows.split_n == number))
+                if mine.num_rows:
+                    tally.add(name, mine, fitted)
+                    parts.add(name, mine)
+        parts.finish()
+    return tally.to_dict()
+
+
+def transform(
+    table: pa.Table,
+    recipe: Recipe,
+    fitted: LogSchema,
+    vocabularies: dict[str, pa.Array],
+    origin: Origin,
+) -> pa.Table:
+    """The log's columns: features as `f_NAME`, then labels and raw columns under their names."""
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {}
+    for f in fitted.features:
+        if isinstance(f, NumericFeature):
+            columns[log_column(f.name)] = _number(table, f, origin)
+        else:
+            raw = values.ids(table.column(f.source), f.name, origin.where)
+            columns[log_column(f.name)] = _rows_of(raw, f, fitted, vocabularies, origin)
+        if isinstance(f, BagFeature) and f.weights:
+            weights = table.column(f.weights).cast(pa.list_(pa.float32()))
+            columns[f"{log_column(f.name)}_weights"] = weights
+    for task in fitted.tasks:
+        label = values.labels(table, task, origin)
+        kind = pa.int8() if task.kind == "binary" else pa.float32()
+        columns[task.label] = pa.array(label, pa.float64(), from_pandas=True).cast(kind)
+    for name in raw_names(recipe):
+        columns.setdefault(name, table.column(name))
+    return pa.table(columns)
+
+
+def raw_names(recipe: Recipe) -> list[str]:
+    """Raw columns the log keeps: group, time, weights, and `keep`."""
+    schema = recipe.config.log_schema
+    names = [*recipe.config.keep, schema.group, schema.time, schema.weight]
+    names += [t.weight for t in schema.tasks]
+    return list(dict.fromkeys(n for n in names if n))
+
+
+def _number(table: pa.Table, f: NumericFeature, origin: Origin) -> pa.Array:
+    numbers = values.numbers(table.column(f.source), f, origin)
+    missing = np.isnan(numbers)
+    if f.boundaries is not None:
+        rows = 1 + np.searchsorted(np.asarray(f.boundaries, np.float64), numbers, side="right")
+        return pa.array(np.where(missing, 0, rows).astype(np.int32))
+    if f.standardise:
+        assert f.mean is not None and f.std is not None
+        numbers = (numbers - f.mean) / f.std
+    return pa.array(numbers.astype(np.float32), mask=missing)
+
+
+def _rows_of(
+    raw: pa.Array, f: Any, fitted: LogSchema, vocabularies: dict[str, pa.Array], origin: Origin
+) -> pa.Array:
+    """Row numbers, int32, in the shape of `raw`; null stays null."""
+    if not isinstance(f, CategoricalFeature) and pa.types.is_list(raw.type):
+        elements = _rows_of(raw.flatten(), f, fitted, vocabularies, origin)
+        return values.with_elements(raw, elements)
+    if f.table_name in vocabularies:
+        return look_up(raw, vocabularies[f.table_name])
+    rows = encode(raw, f, fitted, origin.where)
+    return pa.array(rows.astype(np.int32), mask=rows == NONE)

@@ -1,0 +1,257 @@
+"""Ray Data: one ordered dataset per rank, whose blocks become that rank's batches.
+
+The dataset's items are ranges of a rank's pieces; a task works out which pieces these are, reads
+and decodes them. So a run of any length costs the driver a few numbers per task.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import DataIterator, Dataset, ExecutionResources
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raymtl.batch import Batch, Layout
+from raymtl.data.lanes import Arrays, batches, read_piece
+from raymtl.data.log import LogIndex
+from raymtl.data.order import Order, Piece
+from raymtl.errors import input_error_in
+from raymtl.schema import LogSchema
+
+_MOST_TASKS = 20_000
+"""Tasks of one dataset; beyond, a task reads more than a chunk's worth of pieces."""
+_ORIGIN_BYTES = 16
+"""File and row of one row, kept beside its decoded columns."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank's dataset may use of the cluster: its W-th of what training leaves over."""
+
+    cpus: float = 1.0
+    """Logical CPUs; a reading task takes one of them, or all if they are less than one."""
+    object_store_bytes: float | None = None
+    """Blocks in flight; null leaves Ray Data's own limit."""
+    node_id: str | None = None
+    """Node to read on while it has room: the rank's own."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every task of a dataset needs to know; put into the object store once."""
+
+    index: LogIndex
+    schema: LogSchema
+    order: Order
+    share: tuple[int, int]
+    start_step: int
+    stop_step: int
+    keys: tuple[str, ...]
+    labels: bool
+
+
+def dataset(
+    index: LogIndex,
+    schema: LogSchema,
+    order: Order,
+    rank: int,
+    world_size: int,
+    start_step: int,
+    stop_step: int,
+    keys: tuple[str, ...] = (),
+    share: Share | None = None,
+    labels: bool = True,
+) -> Dataset:
+    """A rank's decoded rows of all these steps, in order; nothing is read before it is iterated.
+
+    Blocks hold `decode`'s arrays and `piece`, the number of the piece each row belongs to. Must be
+    given to `iterate` with the same order, rank, world size and steps.
+    """
+    share = share or Share()
+    job = _Job(index, schema, order, (rank, world_size), start_step, stop_step, keys, labels)
+    items = _task_ranges(order, rank, world_size, start_step, stop_step)
+    source = ray.data.from_items(items, override_num_blocks=len(items))
+    options = source.context.execution_options
+    options.preserve_order = True
+    options.resource_limits = ExecutionResources.for_limits(
+        cpu=share.cpus, object_store_memory=share.object_store_bytes
+    )
+    source.context.enable_progress_bars = False
+    source.context.target_max_block_size = _chunk_bytes(order, Layout.of(schema))
+    placement: dict[str, Any] = {}
+    if share.node_id is not None:
+        placement["scheduling_strategy"] = NodeAffinitySchedulingStrategy(share.node_id, soft=True)
+    return source.map_batches(
+        _read,  # pyright: ignore[reportArgumentType]  # its batches are numpy, its blocks arrow
+        batch_size=None,
+        batch_format="numpy",
+        fn_kwargs={"job": _Reference(ray.put(job))},
+        num_cpus=min(1.0, share.cpus),
+        **placement,
+    )
+
+
+def iterate(
+    iterator: DataIterator | Dataset,
+    order: Order,
+    layout: Layout,
+    rank: int,
+    world_size: int,
+    start_step: int,
+    stop_step: int,
+    prefetch_chunks: int = 4,
+) -> Iterator[Batch]:
+    """The batches of a rank's dataset, the same as `lanes.read_batches` gives.
+
+    Args:
+        prefetch_chunks: blocks fetched ahead to this process.
+
+    Raises:
+        InputError: as the reading task raised it.
+    """
+    blocks = iterator.iter_batches(
+        batch_size=None,  # pyright: ignore[reportArgumentType]  # ray documents None: whole blocks
+        batch_format="pyarrow",
+        prefetch_batches=prefetch_chunks,
+    )
+    expected = order.pieces(rank, world_size, start_step, stop_step)
+    pieces = _pieces(blocks, expected, layout)
+    try:
+        yield from batches(pieces, order, layout, rank, world_size, start_step, stop_step)
+    except Exception as error:
+        raise (input_error_in(error) or error) from None
+
+
+def memory_bytes(order: Order, layout: Layout, world_size: int, prefetch_chunks: int = 4) -> int:
+    """The most a rank's process holds of decoded rows: a chunk per open lane, and those ahead."""
+    open_chunks = len(order.lines(0, world_size)) + 1
+    return (open_chunks + prefetch_chunks) * _chunk_bytes(order, layout)
+
+
+def row_bytes(layout: Layout) -> int:
+    """Bytes of one decoded row."""
+    floats = layout.num_bag_weights + len(layout.numeric_names) + 2 * len(layout.task_names) + 1
+    return 4 * (layout.num_id_columns + floats) + 8 + 8 + _ORIGIN_BYTES
+
+
+def _chunk_bytes(order: Order, layout: Layout) -> int:
+    return order.chunk_rows * row_bytes(layout)
+
+
+def _task_ranges(
+    order: Order, rank: int, world_size: int, start_step: int, stop_step: int
+) -> list[dict[str, int]]:
+    """One item a task: an epoch and which of the rank's pieces of it the task reads.
+
+    Small pieces share a task, so that a task reads about a chunk's worth of rows.
+    """
+    rows = order.batch_rows(rank, world_size) * (stop_step - start_step)
+    rows_per_task = max(order.chunk_rows, rows // _MOST_TASKS)
+    items = []
+    for line in order.cut_lines(rank, world_size, start_step, stop_step):
+        if not len(line):
+            continue
+        task = (np.cumsum(line.num_rows) - 1) // rows_per_task
+        starts = np.flatnonzero(np.diff(task, prepend=-1)).tolist()
+        for first, last in zip(starts, [*starts[1:], len(line)], strict=True):
+            items.append({"epoch": line.epoch, "first": first, "last": last})
+    return items or [{"epoch": 0, "first": 0, "last": 0}]
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """Keeps Ray from fetching the job anew for every task."""
+
+    ref: ray.ObjectRef
+
+    def get(self) -> _Job:
+        """The job, kept by the worker process for its next task."""
+        if self.ref not in _jobs:
+            _jobs.clear()
+            _jobs[self.ref] = ray.get(self.ref)
+        return _jobs[self.ref]
+
+
+_jobs: dict[ray.ObjectRef, _Job] = {}
+
+
+def _read(items: Arrays, job: _Reference) -> Iterator[pa.Table]:
+    """Reads the pieces of one item; runs in a task."""
+    j = job.get()
+    for epoch, first, last in zip(items["epoch"], items["first"], items["last"], strict=True):
+        start = int(epoch) * j.order.steps_per_epoch
+        line = j.order.line(int(epoch), *j.share).cut(j.start_step - start, j.stop_step - start)
+        for piece in j.order.pieces_of(line, int(first), int(last)):
+            arrays = read_piece(j.index, j.schema, j.order, piece, j.keys, j.labels)
+            yield _table(arrays, piece)
+
+
+def _table(arrays: Arrays, piece: Piece) -> pa.Table:
+    """A decoded piece as a block: matrices become fixed-size lists, those without columns go."""
+    columns: dict[str, pa.Array] = {"piece": pa.array(np.full(piece.num_rows, piece.number))}
+    for name, values in arrays.items():
+        if values.ndim == 1:
+            columns[name] = pa.array(values)
+        elif values.shape[1]:
+            flat = pa.array(np.ascontiguousarray(values).ravel())
+            columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    return pa.table(columns)
+
+
+def _arrays(block: pa.Table, layout: Layout) -> Arrays:
+    """The arrays `_table` was given, as copies: a view would hold the object store's block."""
+    arrays = {
+        "ids": np.empty((block.num_rows, layout.num_id_columns), np.int32),
+        "bag_weights": np.empty((block.num_rows, layout.num_bag_weights), np.float32),
+        "numeric": np.empty((block.num_rows, len(layout.numeric_names)), np.float32),
+    }
+    for name in block.column_names:
+        column = block.column(name).combine_chunks()
+        if pa.types.is_fixed_size_list(column.type):
+            flat = column.flatten().to_numpy()
+            arrays[name] = flat.reshape(-1, column.type.list_size).copy()
+        elif name.startswith("key:"):
+            arrays[name] = _key_array(column)
+        elif name != "piece":
+            arrays[name] = column.to_numpy().copy()
+    return arrays
+
+
+def _key_array(column: pa.Array) -> np.ndarray:
+    """As decode gives it: numpy's own type without nulls, else Python objects with None."""
+    if column.null_count == 0:
+        return column.to_numpy(zero_copy_only=False).copy()
+    values = np.empty(len(column), object)
+    values[:] = column.to_pylist()
+    return values
+
+
+def _pieces(
+    blocks: Iterable[pa.Table], expected: Iterator[Piece], layout: Layout
+) -> Iterator[tuple[Piece, Arrays]]:
+    """Puts blocks together to the expected pieces, wherever Ray joined or split them."""
+    kept: list[pa.Table] = []
+    piece = next(expected, None)
+    for block in blocks:
+        for part in _runs(block):
+            number = part.column("piece")[0].as_py()
+            assert piece is not None and piece.number == number, f"piece {number} is out of order"
+            kept.append(part)
+            if sum(k.num_rows for k in kept) == piece.num_rows:
+                yield piece, _arrays(pa.concat_tables(kept, promote_options="default"), layout)
+                kept, piece = [], next(expected, None)
+    assert piece is None and not kept, f"the dataset ended before {piece}"
+
+
+def _runs(block: pa.Table) -> list[pa.Table]:
+    """The block cut where the piece changes."""
+    if not block.num_rows:
+        return []
+    numbers = block.column("piece").to_numpy()
+    starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1)).tolist()
+    stops = [*starts[1:], len(numbers)]
+    return [block.slice(i, j - i) for i, j in zip(starts, stops, strict=True)]

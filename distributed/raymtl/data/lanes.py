@@ -1,0 +1,215 @@
+"""From decoded pieces to batches: each step takes the next rows of each of a rank's lanes."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from raymtl.batch import PAD, Batch, Layout
+from raymtl.data.decode import decode
+from raymtl.data.log import LogIndex, read_chunk
+from raymtl.data.order import Order, Piece
+from raymtl.data.read import where
+from raymtl.errors import InputError
+from raymtl.schema import LogSchema
+
+Arrays = dict[str, np.ndarray]
+
+
+def read_batches(
+    index: LogIndex,
+    schema: LogSchema,
+    order: Order,
+    rank: int,
+    world_size: int,
+    start_step: int,
+    stop_step: int,
+    keys: tuple[str, ...] = (),
+    labels: bool = True,
+) -> Iterator[Batch]:
+    """A rank's batches of these steps, read in this process as they are asked for.
+
+    Raises:
+        InputError: a chunk cannot be read, or a value is not what its column must hold.
+    """
+    layout = Layout.of(schema)
+    blocks = (
+        (piece, read_piece(index, schema, order, piece, keys, labels))
+        for piece in order.pieces(rank, world_size, start_step, stop_step)
+    )
+    return batches(blocks, order, layout, rank, world_size, start_step, stop_step)
+
+
+def read_piece(
+    index: LogIndex,
+    schema: LogSchema,
+    order: Order,
+    piece: Piece,
+    keys: tuple[str, ...] = (),
+    labels: bool = True,
+) -> Arrays:
+    """Reads and decodes a piece: `decode`'s arrays, rows in the line's order."""
+    columns = list(dict.fromkeys([*schema.columns(), *keys]))
+    table = read_chunk(index, piece.chunk, columns)
+    layout, place = Layout.of(schema), where(index, piece.chunk)
+    try:
+        return decode(table.take(order.rows(piece)), schema, layout, place, keys, labels)
+    except InputError:
+        # Once more over the whole chunk, so that the error counts rows as the file does.
+        decode(table, schema, layout, place, keys, labels)
+        raise
+
+
+def batches(
+    blocks: Iterable[tuple[Piece, Arrays]],
+    order: Order,
+    layout: Layout,
+    rank: int,
+    world_size: int,
+    start_step: int,
+    stop_step: int,
+) -> Iterator[Batch]:
+    """Cuts pieces into a rank's batches of steps start_step to stop_step (exclusive).
+
+    A batch has G / L rows of each lane, lanes ascending, within a lane in the lane's order; a
+    lane that has run out is padded at its end, so B is the same in every step.
+
+    Args:
+        blocks: pieces as `order.pieces` gives them, decoded; taken only when a step needs one.
+    """
+    source = iter(blocks)
+    lines = _Lines(order, rank, world_size)
+    for step in range(start_step, stop_step):
+        counts = order.row_counts(rank, world_size, step)
+        lines.begin(step)
+        while (lines.ready < counts).any():
+            block = next(source, None)
+            assert block is not None, f"the pieces end before step {step}"
+            lines.add(*block)
+        yield _batch(step, lines.take(counts), layout, order.batch_rows(rank, world_size))
+    assert next(source, None) is None, f"pieces are left after step {stop_step - 1}"
+
+
+@dataclass
+class _Open:
+    """A piece that has not been used up."""
+
+    arrays: Arrays
+    file: int
+    rows: np.ndarray
+    at: int = 0
+
+
+@dataclass
+class _Part:
+    """Rows that go to `start` and after in the batch."""
+
+    start: int
+    arrays: Arrays
+    file: int
+    rows: np.ndarray
+
+
+class _Lines:
+    """The open pieces of each of a rank's lines."""
+
+    def __init__(self, order: Order, rank: int, world_size: int):
+        lines = order.lines(rank, world_size)
+        self._order = order
+        self._share = (rank, world_size)
+        self._place = {int(line): i for i, line in enumerate(lines)}
+        self._open: list[deque[_Open]] = [deque() for _ in lines]
+        self._rows_per_step = order.batch_rows(rank, world_size) // len(lines)
+        self._epoch = 0
+        self._taken = 0
+        self.ready = np.zeros(len(lines), np.int64)
+        """Rows at hand in each line."""
+
+    def begin(self, step: int) -> None:
+        """Notes which step comes, so that a piece of any other place in the order is caught."""
+        self._epoch, in_epoch = divmod(step, self._order.steps_per_epoch)
+        self._taken = in_epoch * self._rows_per_step
+
+    def add(self, piece: Piece, arrays: Arrays) -> None:
+        """Appends a piece to its line."""
+        i = self._place[piece.lane]
+        expected = (self._epoch, self._taken + int(self.ready[i]), self._share)
+        got = (piece.epoch, piece.offset, piece.share)
+        assert got == expected, f"a piece of (epoch, offset, share) {got} came for {expected}"
+        assert len(arrays["ids"]) == piece.num_rows
+        rows = piece.chunk.file_row + self._order.rows(piece)
+        self._open[i].append(_Open(arrays, piece.chunk.file, rows))
+        self.ready[i] += piece.num_rows
+
+    def take(self, counts: np.ndarray) -> list[_Part]:
+        """Takes the next counts[i] rows of each line i."""
+        parts = []
+        for i, count in enumerate(counts.tolist()):
+            start = i * self._rows_per_step
+            while count:
+                first = self._open[i][0]
+                stop = min(first.at + count, len(first.rows))
+                cut = slice(first.at, stop)
+                arrays = {name: values[cut] for name, values in first.arrays.items()}
+                parts.append(_Part(start, arrays, first.file, first.rows[cut]))
+                start, count = start + stop - first.at, count - (stop - first.at)
+                first.at = stop
+                if stop == len(first.rows):
+                    self._open[i].popleft()
+        self.ready -= counts
+        return parts
+
+
+def _batch(step: int, parts: list[_Part], layout: Layout, num_rows: int) -> Batch:
+    tasks = len(layout.task_names)
+    ids = np.full((num_rows, layout.num_id_columns), PAD, np.int64)
+    bag_weights = np.zeros((num_rows, layout.num_bag_weights), np.float32)
+    numeric = np.zeros((num_rows, len(layout.numeric_names)), np.float32)
+    labels = np.full((num_rows, tasks), np.nan, np.float32)
+    weights = np.zeros(num_rows, np.float32)
+    task_weights = np.zeros((num_rows, tasks), np.float32)
+    group = np.full(num_rows, -1, np.int64)
+    file, row = np.full(num_rows, -1, np.int32), np.full(num_rows, -1, np.int64)
+    columns = {
+        "ids": ids,
+        "bag_weights": bag_weights,
+        "numeric": numeric,
+        "labels": labels,
+        "weights": weights,
+        "task_weights": task_weights,
+        "group": group,
+    }
+    for part in parts:
+        place = slice(part.start, part.start + len(part.rows))
+        for name, values in columns.items():
+            values[place] = part.arrays[name]
+        file[place], row[place] = part.file, part.rows
+    observed = ~np.isnan(labels)
+    return Batch(
+        step=step,
+        ids_BC=torch.from_numpy(ids),
+        bag_weights=torch.from_numpy(bag_weights),
+        numeric_BN=torch.from_numpy(numeric),
+        labels_BT=torch.from_numpy(np.where(observed, labels, np.float32(0))),
+        mask_BT=torch.from_numpy(observed),
+        weight_B=torch.from_numpy(weights),
+        weight_BT=torch.from_numpy(weights[:, None] * task_weights * observed),
+        group_B=torch.from_numpy(group),
+        file_B=file,
+        row_B=row,
+        keys=_keys(parts, num_rows),
+    )
+
+
+def _keys(parts: list[_Part], num_rows: int) -> Arrays:
+    names = [name for name in parts[0].arrays if name.startswith("key:")] if parts else []
+    keys = {}
+    for name in names:
+        types = {part.arrays[name].dtype for part in parts}
+        column = np.zeros(num_rows, types.pop() if len(types) == 1 else object)
+        for part in parts:
+            column[part.start : part.start + len(part.rows)] = part.arrays[name]
+        keys[name.removeprefix("key:")] = column
+    return keys

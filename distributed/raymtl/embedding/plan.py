@@ -1,0 +1,115 @@
+"""Where the rows of tables of one width lie on every rank; pure, made alike by each of them."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from raymtl.batch import PAD
+from raymtl.embedding.placement import bucket_range, bucket_start, position, rows_in_range
+from raymtl.embedding.tables import TableSpec
+
+NO_KEY = torch.iinfo(torch.int64).max
+"""Key of PAD; sorts behind all others."""
+
+
+class Place(NamedTuple):
+    """A table's rows in a rank's tensor: [start, stop), those of buckets [lo, hi)."""
+
+    start: int
+    stop: int
+    lo: int
+    hi: int
+
+
+class GroupPlan:
+    """Numbers the rows of all ranks.
+
+    A rank's tensor holds the rows of its buckets, sharded table by table, then all rows of the
+    replicated tables. Keys number rank 0's sharded rows as they lie there, then rank 1's, and so
+    on, then the replicated rows once: sorted keys are sorted by owner, and consecutive in memory.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[TableSpec],
+        num_buckets: int,
+        replicate_rows: int,
+        world_size: int,
+        device: torch.device | None = None,
+    ):
+        self.num_buckets = num_buckets
+        self.sharded = tuple(s for s in specs if s.rows > replicate_rows)
+        self.replicated = tuple(s for s in specs if s.rows <= replicate_rows)
+        self.number = {s.name: i for i, s in enumerate(self.sharded + self.replicated)}
+        self._ranges = [bucket_range(r, world_size, num_buckets) for r in range(world_size)]
+        self.num_sharded = [
+            sum(rows_in_range(s.rows, num_buckets, *r) for s in self.sharded) for r in self._ranges
+        ]
+        """Sharded rows of each rank; its replicated ones stand behind them."""
+        self.first_key = [0, *accumulate(self.num_sharded)]
+        """First key of each rank, and of the replicated rows."""
+        shifts = [self._shifts(rank) for rank in range(world_size)]
+        self._shift_WT = torch.tensor(shifts, dtype=torch.int64, device=device)
+        counts = [s.rows for s in self.sharded + self.replicated]
+        self._rows_T = torch.tensor(counts, dtype=torch.int64, device=device)
+        owners = [torch.full((hi - lo,), r) for r, (lo, hi) in enumerate(self._ranges)]
+        self._owner_P = torch.cat(owners).to(device)
+        self._bounds = torch.tensor(self.first_key, device=device)
+
+    def num_rows(self, rank: int) -> int:
+        """Rows of a rank's tensor."""
+        return self.num_sharded[rank] + sum(s.rows for s in self.replicated)
+
+    def places(self, rank: int) -> dict[str, Place]:
+        """Where each table lies in a rank's tensor."""
+        lo, hi = self._ranges[rank]
+        places, start = {}, 0
+        for spec in self.sharded:
+            stop = start + rows_in_range(spec.rows, self.num_buckets, lo, hi)
+            places[spec.name] = Place(start, stop, lo, hi)
+            start = stop
+        for spec in self.replicated:
+            places[spec.name] = Place(start, start + spec.rows, 0, self.num_buckets)
+            start += spec.rows
+        return places
+
+    def keys(self, ids_BC: Tensor, table_C: Tensor) -> Tensor:
+        """The keys of ids, NO_KEY for PAD.
+
+        Args:
+            ids_BC: int64 rows within the columns' tables, in range.
+            table_C: `number` of each column's table.
+        """
+        shift = self._shift_WT[0, table_C]
+        if len(self._ranges) > 1:
+            owner_BC = self._owner_P[ids_BC % self.num_buckets]
+            shift = self._shift_WT.flatten()[owner_BC * len(self._rows_T) + table_C]
+        keys_BC = position(self._rows_T[table_C], self.num_buckets, ids_BC) + shift
+        return keys_BC.masked_fill_(ids_BC == PAD, NO_KEY)
+
+    def cuts(self, keys_U: Tensor) -> list[int]:
+        """Splits ascending keys (W + 1 cuts): rank r owns [cut r, cut r + 1), then replicated."""
+        return torch.searchsorted(keys_U, self._bounds).tolist()
+
+    def local_index(self, keys_n: Tensor, owner: int) -> Tensor:
+        """Indices in rank `owner`'s tensor of keys of its own sharded rows."""
+        return keys_n - self.first_key[owner]
+
+    def replicated_index(self, keys_n: Tensor, rank: int) -> Tensor:
+        """Indices in a rank's tensor of keys of replicated rows."""
+        return keys_n - (self.first_key[-1] - self.num_sharded[rank])
+
+    def _shifts(self, rank: int) -> list[int]:
+        """What turns a row's position in its table into its key, per table."""
+        places = self.places(rank)
+        own = [
+            self.first_key[rank]
+            + places[s.name].start
+            - bucket_start(s.rows, self.num_buckets, places[s.name].lo)
+            for s in self.sharded
+        ]
+        behind = self.first_key[-1] - self.num_sharded[rank]
+        return own + [behind + places[s.name].start for s in self.replicated]

@@ -1,0 +1,250 @@
+"""Evaluate and predict: a checkpoint over a log, on any number of workers."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from ray.train.torch import get_device
+
+from raymtl import checkpoint as checkpoints
+from raymtl import collectives
+from raymtl.checkpoint import Checkpoint
+from raymtl.cluster import session
+from raymtl.config import LaunchSection, TrainConfig, parse
+from raymtl.errors import InputError
+from raymtl.evaluator import evaluate as evaluate_log
+from raymtl.evaluator import scored
+from raymtl.launch import read_on_ray, run_workers
+from raymtl.learner import Learner
+from raymtl.preflight import indexed, schema_at
+from raymtl.progress import Show
+from raymtl.run import Run
+from raymtl.saving import load_learner, read_config
+from raymtl.schema import LogSchema
+from raymtl.source import order_of
+from raymtl.storage import Folder
+
+
+def evaluate(
+    where: str, log: str, launch: LaunchSection, which: str = "best", show: Show = print
+) -> dict[str, Any]:
+    """Metrics of a checkpoint over a log, per task.
+
+    Args:
+        where: a run folder or a checkpoint folder.
+        log: URL of the log.
+        launch: workers to use.
+        which: of a run, `best` (by validation; the last where nothing was validated), `last`, or
+            a checkpoint's name.
+        show: takes lines for a person.
+
+    Returns:
+        {"checkpoint", "log", "rows", "metrics": {"<task>/<metric>": value or None, …}}.
+
+    Raises:
+        InputError: no such checkpoint or log, or they do not fit.
+        DamagedCheckpoint: naming the file.
+    """
+    with _job(where, which, log, launch) as (found, payload, config, ray_folder):
+        rows = payload["index"].num_rows
+        show(f"evaluating {found.folder.url} on {rows:,} rows of {log}")
+        metrics = run_workers(evaluate_rank, payload, config, ray_folder, show)
+    return {"checkpoint": found.folder.url, "log": log, "rows": rows, "metrics": metrics}
+
+
+def predict(
+    where: str,
+    log: str,
+    out: str,
+    keys: tuple[str, ...],
+    launch: LaunchSection,
+    which: str = "best",
+    show: Show = print,
+) -> dict[str, Any]:
+    """Scores every row of a log and writes them as parquet, beside the row keys.
+
+    Args:
+        out: URL of a new folder; gets one part file per worker with the columns
+            `keys…, <task>…` (float32 probabilities, or values of a regression).
+        keys: columns of the log that name a row; labels need not be there.
+
+    Raises:
+        InputError: as `evaluate`, and where a key is no column or `out` is not empty.
+    """
+    target = Folder(out)
+    if target.names():
+        raise InputError(
+            "the folder for predictions is not empty",
+            out,
+            "a new folder",
+            "name another one, or remove it",
+        )
+    with _job(where, which, log, launch, labels=False) as (found, payload, config, ray_folder):
+        _require_columns(payload["index"], keys)
+        target.require_writable()
+        rows = payload["index"].num_rows
+        show(f"predicting {rows:,} rows of {log} with {found.folder.url}")
+        payload |= {"out": out, "keys": keys}
+        written = run_workers(predict_rank, payload, config, ray_folder, show)
+    return {"checkpoint": found.folder.url, "log": log, "out": out, "rows": written["rows"]}
+
+
+def evaluate_rank(payload: dict[str, Any]) -> dict[str, Any]:
+    """Collective. One rank of an evaluation."""
+    learner, order = _prepared(payload)
+    batches = _batches(payload, learner.schema, order)
+    return evaluate_log(learner, batches, order.steps_per_epoch, learner.config.metrics)
+
+
+def predict_rank(payload: dict[str, Any]) -> dict[str, Any]:
+    """Collective. One rank of a prediction; writes its part file as it goes."""
+    learner, order = _prepared(payload)
+    keys, rank = payload["keys"], collectives.rank()
+    batches = _batches(payload, learner.schema, order, keys, labels=False)
+    out = Folder(payload["out"])
+    scratch = Path(tempfile.mkdtemp(prefix="raymtl-predict-"))
+    part, writer, rows = scratch / "part.parquet", None, 0
+    try:
+        for batch, probabilities_BT in scored(learner, batches, order.steps_per_epoch):
+            kept = batch.file_B >= 0
+            columns = {key: _column(batch.keys[key][kept]) for key in keys}
+            scores = probabilities_BT.cpu().numpy()[kept]
+            columns |= {task: scores[:, t] for t, task in enumerate(learner.layout.task_names)}
+            table = pa.table(columns)
+            writer = writer or pq.ParquetWriter(part, table.schema)
+            writer.write_table(table)
+            rows += table.num_rows
+        if writer is not None:
+            writer.close()
+            out.put(f"part-{rank:05d}.parquet", part)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    total = collectives.sum_(torch.tensor([rows], dtype=torch.int64, device=learner.device))
+    return {"rows": int(total)}
+
+
+@contextmanager
+def _job(
+    where: str, which: str, log: str, launch: LaunchSection, labels: bool = True
+) -> Iterator[tuple[Checkpoint, dict[str, Any], TrainConfig, str]]:
+    """Checks everything, and gives Ray a folder of its own that goes away afterwards."""
+    ray_folder = tempfile.mkdtemp(prefix="raymtl-ray-")
+    try:
+        with session(launch):
+            found = choose(where, which)
+            config, schema = read_config(found)
+            config = config.model_copy(update={"launch": launch})
+            _require_same_transforms(schema, log)
+            index = indexed(log, schema, labels=labels)
+            payload = {
+                "checkpoint": found.folder.url,
+                "config": config.model_dump(mode="json"),
+                "schema": schema.model_dump(mode="json"),
+                "index": index,
+            }
+            yield found, payload, config, ray_folder
+    finally:
+        shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+def choose(where: str, which: str = "best") -> Checkpoint:
+    """Opens a checkpoint folder, or the wanted checkpoint of a run folder.
+
+    Raises:
+        InputError: neither is there.
+        DamagedCheckpoint: its manifest or a file's size is wrong.
+    """
+    folder = Folder(where)
+    if folder.size(checkpoints.MANIFEST) is not None or folder.size("trainer.json") is not None:
+        return Checkpoint(folder)
+    run = Run(where)
+    names = checkpoints.complete_names(run.checkpoints)
+    if which in names:
+        return Checkpoint(run.checkpoints / which)
+    if not names or which not in ("best", "last"):
+        raise InputError(
+            "there is no such checkpoint",
+            f"{which} of {where}; complete ones: {', '.join(names) or 'none'}",
+            "a run folder with checkpoints, or a checkpoint folder",
+            "check the path, or let the run reach its first checkpoint",
+        )
+    name = _best(run, names) if which == "best" else names[-1]
+    return Checkpoint(run.checkpoints / name)
+
+
+def _best(run: Run, names: list[str]) -> str:
+    higher = run.read_config().validation.higher_is_better
+    metrics = {name: Checkpoint(run.checkpoints / name).metric for name in names}
+    known = {n: m if higher else -m for n, m in metrics.items() if m is not None}
+    return max(known, key=lambda n: known[n]) if known else names[-1]
+
+
+def _require_same_transforms(schema: LogSchema, log: str) -> None:
+    beside = f"{log.rstrip('/')}/schema.yaml"
+    if Folder(log).size("schema.yaml") is None:
+        return
+    transforms = schema_at(beside).transforms
+    if transforms != schema.transforms:
+        raise InputError(
+            "the log was prepared with other transforms than the model's training log",
+            f"{transforms or 'none'}   ({beside})",
+            schema.transforms or "none: a raw log",
+            "evaluate on a log of the same `raymtl prepare`",
+        )
+
+
+def _require_columns(index: Any, columns: tuple[str, ...]) -> None:
+    for schema in index.schemas:
+        for column in columns:
+            if column not in schema.names:
+                raise InputError(
+                    f"row key {column} is no column of the log",
+                    f"columns {', '.join(schema.names[:20])}",
+                    "a column of every file",
+                    "name another with --key",
+                )
+
+
+def _prepared(payload: dict[str, Any]) -> tuple[Learner, Any]:
+    """Collective. The learner with the checkpoint's weights, and the log's order."""
+    config = parse(TrainConfig, payload["config"], "the checkpoint's config")
+    schema = parse(LogSchema, payload["schema"], "the checkpoint's schema")
+    device = get_device()
+    assert isinstance(device, torch.device)
+    found = Checkpoint(Folder(payload["checkpoint"]))
+    found.verify_together(device)
+    learner = Learner(config, schema, device)
+    load_learner(found, learner, optimizer=False)
+    return learner, order_of(config, payload["index"])
+
+
+def _batches(
+    payload: dict[str, Any],
+    schema: LogSchema,
+    order: Any,
+    keys: tuple[str, ...] = (),
+    labels: bool = True,
+) -> Iterator[Any]:
+    rank, world_size = collectives.rank(), collectives.world_size()
+    return read_on_ray(
+        payload["index"],
+        schema,
+        order,
+        rank,
+        world_size,
+        0,
+        order.steps_per_epoch,
+        keys=keys,
+        labels=labels,
+    )
+
+
+def _column(values: np.ndarray) -> pa.Array:
+    return pa.array(values.tolist() if values.dtype == object else values)

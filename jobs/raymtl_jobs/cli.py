@@ -1,0 +1,58 @@
+"""The command line: `raymtl VERB …`, one file per verb. Ray and torch load inside the verbs."""
+
+import importlib.metadata
+from typing import Annotated
+
+import typer
+
+from raymtl_jobs.doctor import doctor
+from raymtl_jobs.evaluate import evaluate
+from raymtl_jobs.init import init
+from raymtl_jobs.output import reporting
+from raymtl_jobs.predict import predict
+from raymtl_jobs.prepare import prepare
+from raymtl_jobs.schema import schema
+from raymtl_jobs.synth import synth
+from raymtl_jobs.train import train
+
+app = typer.Typer(
+    name="raymtl",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (init, synth, schema, prepare, train, evaluate, predict, doctor):
+    app.command(verb.__name__)(reporting(verb))
+
+
+def version() -> str:
+    """The installed version; a source tree on the path has none."""
+    try:
+        return importlib.metadata.version("raymtl")
+    except importlib.metadata.PackageNotFoundError:
+        return "from a source tree, not installed"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"raymtl {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def raymtl(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="And leave.")
+    ] = False,
+) -> None:
+    """Multi-task recommenders with task-specific embeddings on industrial logs, on Ray."""
+
+
+def main() -> None:
+    """The console script `raymtl`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

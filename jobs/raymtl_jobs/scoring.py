@@ -1,0 +1,60 @@
+"""What evaluate and predict share: workers, the checkpoint's place, the dry run."""
+
+from raymtl.config import LaunchSection, Section, override, parse
+from raymtl.errors import InputError
+from raymtl_jobs.output import say, show_config
+
+
+class ScoringConfig(Section):
+    """What may be overridden when a checkpoint is used."""
+
+    launch: LaunchSection = LaunchSection(num_workers=1)
+
+
+def launch_of(overrides: list[str], workers: int | None, address: str | None) -> LaunchSection:
+    """Workers to score with; one where nothing says otherwise."""
+    given = ["launch.num_workers=1", *overrides]
+    given += [f"launch.num_workers={workers}"] if workers is not None else []
+    given += [f"launch.address={address}"] if address is not None else []
+    return parse(ScoringConfig, override({}, given), "the command line").launch
+
+
+def show_plan(where: str, which: str, log: str, launch: LaunchSection, labels: bool) -> None:
+    """Checks checkpoint and log as the real thing would, and says what would run."""
+    from raymtl.preflight import indexed
+    from raymtl.saving import read_config
+    from raymtl.scoring import choose
+
+    found = choose(where, which)
+    config, schema = read_config(found)
+    index = indexed(log, schema, labels=labels)
+    show_config(config.model_copy(update={"launch": launch}))
+    what = "evaluate" if labels else "predict with"
+    say(f"would {what} {found.folder.url} on {index.num_rows:,} rows of {log}")
+
+
+def results_folder(where: str, log: str) -> str:
+    """Folder of an evaluation's result: below the run, by the log's name; a checkpoint's below its
+    run, or beside it where it lies alone.
+    """
+    from raymtl.run import CONFIG
+    from raymtl.storage import Folder
+
+    folder = where.rstrip("/")
+    if Folder(folder).size("trainer.json") is not None or Folder(folder).size(CONFIG) is None:
+        folder = folder.rpartition("/")[0] or "."
+        folder = folder.removesuffix("/checkpoints")
+    name = log.rstrip("/").rpartition("/")[2].removesuffix(".parquet") or "log"
+    return f"{folder}/evaluate/{name}"
+
+
+def require_room(url: str) -> None:
+    """Raises InputError unless the result can be written there; before the work, not after."""
+    from raymtl.storage import Folder
+
+    try:
+        Folder(url).require_writable()
+    except InputError as error:
+        raise InputError(
+            "the result could not be written", error.got, error.wanted, "name a file with --out"
+        ) from None

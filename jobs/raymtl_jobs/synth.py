@@ -1,0 +1,36 @@
+"""`raymtl synth`: a generated log with a known answer."""
+
+from typing import Annotated
+
+import typer
+
+from raymtl_jobs import names
+from raymtl_jobs.options import Address, ConfigName, DryRun, Overrides
+from raymtl_jobs.output import say, show_config, write_result
+
+
+def synth(
+    config: ConfigName,
+    out: Annotated[str, typer.Argument(help="Folder or URL for the log.")],
+    overrides: Overrides = None,
+    address: Address = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Generate a log with planted structure: train/, valid/ and test/ below OUT."""
+    from raymtl.data.synth_config import SynthConfig
+
+    made = names.load(SynthConfig, config, overrides or [], "synth")
+    if dry_run:
+        show_config(made)
+        say(f"would write a log of {made.rows:,} rows to {out}")
+        return
+    from raymtl.cluster import session
+    from raymtl.config import LaunchSection
+    from raymtl.data.synthetic import synthesise
+
+    say(f"writing a log of {made.rows:,} rows to {out}")
+    with session(LaunchSection(num_workers=1, address=address)):
+        truth = synthesise(made, out)
+    for split, rows in truth["rows"].items():
+        say(f"{split}: {rows:,} rows in {out}/{split}")
+    write_result(out, "result.json", {"log": out, **truth})

@@ -1,0 +1,138 @@
+"""`raymtl train`: a config to a trained run."""
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from raymtl.config import TrainConfig, override, parse
+from raymtl.errors import InputError
+from raymtl_jobs import names
+from raymtl_jobs.options import Address, DryRun, Overrides
+from raymtl_jobs.output import INTERRUPTED, say, say_result, show_config, show_metrics
+
+Resume = Annotated[
+    str | None, typer.Option(metavar="RUN", help="Go on with this run folder, under its config.")
+]
+OptionalName = Annotated[
+    str | None,
+    typer.Argument(metavar="CONFIG", help="A shipped name or a YAML file; not with --resume."),
+]
+
+
+def train(
+    config: OptionalName = None,
+    overrides: Overrides = None,
+    resume: Resume = None,
+    address: Address = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train a model on Ray, from a config, or go on with a run."""
+    given = [*([config] if config else []), *(overrides or [])]
+    if address is not None:
+        given.append(f"launch.address={address}")
+    resolved = of_run(resume, given) if resume else of_config(given)
+    if dry_run:
+        _show_plan(resolved, resuming=bool(resume))
+        return
+    result = _train(resolved, resuming=bool(resume))
+    metrics = result["state"]["best_metrics"]
+    if metrics:
+        show_metrics(metrics, f"validation at step {result['state']['best_step']}, the best")
+    say(f"run: {result['run']}   ended by {result['state']['stopped']}")
+    say_result(f"{result['run']}/result.json")
+
+
+def of_config(given: list[str]) -> TrainConfig:
+    """The config named first, with the overrides after it; its paths made absolute.
+
+    Raises:
+        InputError: no config is named, it is refused, or it does not say what to train on.
+    """
+    if not given or "=" in given[0]:
+        raise InputError(
+            "no config is named",
+            f"raymtl train {' '.join(given)}".strip(),
+            "a config, then overrides: raymtl train stem data.train=LOG",
+            "name a shipped config (`raymtl init` lists them) or a file, or --resume RUN",
+        )
+    name, *overrides = given
+    values, source = names.read(name, "train")
+    values = override(values, overrides)
+    data = values.get("data") or {}
+    if isinstance(data, dict) and not data.get("train"):
+        raise InputError(
+            "the config does not say what to train on",
+            f"no data.train   ({source})",
+            "path or URL of a training log with a schema.yaml beside it",
+            f"add it: raymtl train {name} data.train=LOG; `raymtl schema LOG` drafts a schema",
+        )
+    return located(parse(TrainConfig, values, source))
+
+
+def of_run(run: str, overrides: list[str]) -> TrainConfig:
+    """A run's own config with overrides, and with the place where the run lies now."""
+    from raymtl.run import CONFIG, Run
+
+    for item in overrides:
+        if "=" not in item or item.partition("=")[0] in ("name", "storage"):
+            raise InputError(
+                "a resumed run keeps its config, name and place",
+                item,
+                "overrides of other keys only, such as launch.num_workers=1",
+                "leave it out, or train anew without --resume",
+            )
+    folder = run.rstrip("/")
+    values = Run(folder).read_config().model_dump(mode="json")
+    storage, _, name = absolute(folder).rpartition("/")
+    values = override(values, overrides) | {"storage": storage or "/", "name": name}
+    return located(parse(TrainConfig, values, f"{folder}/{CONFIG}"))
+
+
+def located(config: TrainConfig) -> TrainConfig:
+    """Relative paths start at the current folder; workers have another, and resuming may."""
+    data: dict[str, Any] = {
+        key: absolute(url)
+        for key, url in config.data.model_dump(include={"train", "valid", "schema_path"}).items()
+        if url is not None
+    }
+    update = {"data": config.data.model_copy(update=data), "storage": absolute(config.storage)}
+    return config.model_copy(update=update)
+
+
+def absolute(url: str) -> str:
+    """A local path made absolute; URLs stay."""
+    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
+
+
+def _show_plan(config: TrainConfig, resuming: bool) -> None:
+    from raymtl.preflight import check, check_resume, describe
+    from raymtl.run import Run
+    from raymtl.source import order_of
+    from raymtl.trainer import planned_steps
+
+    job = check(config)
+    run = Run.of(job.config)
+    if resuming:
+        check_resume(run, job.config, job.train)
+    else:
+        run.require_new()
+    show_config(job.config)
+    steps = planned_steps(job.config, order_of(job.config, job.train).steps_per_epoch)
+    say(describe(job))
+    say(f"would train {steps:,} steps with {config.launch.num_workers} workers into {run.url}")
+
+
+def _train(config: TrainConfig, resuming: bool) -> dict[str, Any]:
+    from raymtl.launch import train as train_on_ray
+    from raymtl.run import Run
+
+    try:
+        return train_on_ray(config, resume=resuming, show=say)
+    except (KeyboardInterrupt, SystemExit):
+        run = Run.of(config)
+        if run.exists():
+            say(f"stopped; go on with: raymtl train --resume {run.url}")
+        else:
+            say("stopped before the run began")
+        raise typer.Exit(INTERRUPTED) from None

@@ -1,0 +1,141 @@
+"""Batches through Ray Data are those read plainly, bit for bit; errors arrive as they were raised."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from helpers.parquet import SCHEMA, table_of, write_log
+from helpers.resume import assert_same_batch
+from raymtl.batch import Layout
+from raymtl.data import ingest
+from raymtl.data.ingest import Share, dataset, iterate, memory_bytes
+from raymtl.data.lanes import read_batches
+from raymtl.data.log import LogIndex, read_index
+from raymtl.data.order import Order
+from raymtl.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+LAYOUT = Layout.of(SCHEMA)
+KEYS = ("key", "maybe")
+SHARE = Share(cpus=0.5, object_store_bytes=50_000_000)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> LogIndex:
+    return read_index(write_log(tmp_path_factory.mktemp("log"), [700, 30, 610], 100), SCHEMA)
+
+
+def order_of(index: LogIndex, shuffled: bool = True) -> Order:
+    return Order(index, 3, 6, chunk_rows=64, rows_per_step=20, shuffled=shuffled)
+
+
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_two_ranks_read_in_turn_give_the_plain_readers_batches(
+    index: LogIndex, shuffled: bool
+) -> None:
+    order = order_of(index, shuffled)
+    steps = (5, 2 * order.steps_per_epoch + 3)
+    streams = []
+    for rank in range(2):
+        made = dataset(index, SCHEMA, order, rank, 2, *steps, KEYS, SHARE)
+        streams.append(iterate(made.iterator(), order, LAYOUT, rank, 2, *steps))
+    plain = [read_batches(index, SCHEMA, order, rank, 2, *steps, KEYS) for rank in range(2)]
+    for step in range(*steps):
+        for rank in range(2):
+            got = next(streams[rank])
+            assert got.step == step
+            assert_same_batch(got, next(plain[rank]))
+    assert [next(stream, None) for stream in streams] == [None, None]
+
+
+def test_a_stream_that_is_left_early_does_not_hold_up_another(index: LogIndex) -> None:
+    order = order_of(index)
+    steps = (0, 40 * order.steps_per_epoch)
+    made = dataset(index, SCHEMA, order, 0, 1, *steps, share=Share(cpus=1))
+    stream = iterate(made.iterator(), order, LAYOUT, 0, 1, *steps)
+    assert next(stream).step == 0
+    again = dataset(index, SCHEMA, order, 0, 1, 0, 2, share=Share(cpus=1))
+    assert [b.step for b in iterate(again, order, LAYOUT, 0, 1, 0, 2)] == [0, 1]
+    assert next(stream).step == 1
+    stream.close()
+
+
+def test_a_piece_that_ray_cuts_into_blocks_is_put_together_again(
+    index: LogIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "_chunk_bytes", lambda *_: 1000)
+    order = order_of(index)
+    made = dataset(index, SCHEMA, order, 0, 1, 0, 4, KEYS)
+    assert made.count() > 0
+    assert made.materialize().num_blocks() > 3 * len(list(order.pieces(0, 1, 0, 4)))
+    plain = read_batches(index, SCHEMA, order, 0, 1, 0, 4, KEYS)
+    for got, wanted in zip(iterate(made, order, LAYOUT, 0, 1, 0, 4), plain, strict=True):
+        assert_same_batch(got, wanted)
+
+
+def test_a_rank_without_rows_gets_padding(tmp_path: Path) -> None:
+    index = read_index(write_log(tmp_path, [2]), SCHEMA)
+    order = Order(index, 0, 4, 16, 1, shuffled=False)
+    made = dataset(index, SCHEMA, order, 3, 4, 0, 3)
+    assert [b.num_rows for b in iterate(made, order, LAYOUT, 3, 4, 0, 3)] == [0, 0, 0]
+
+
+def test_a_bad_value_in_a_task_is_the_input_error_it_was(tmp_path: Path) -> None:
+    table = table_of(0, 200)
+    clicks = table.column("click").to_pylist()
+    clicks[150] = 3
+    table = table.set_column(table.column_names.index("click"), "click", [clicks])
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=50)
+    index = read_index(str(tmp_path), SCHEMA)
+    order = Order(index, 0, 2, 64, 10, shuffled=False)
+    stream = iterate(dataset(index, SCHEMA, order, 0, 1, 0, 10), order, LAYOUT, 0, 1, 0, 10)
+    with pytest.raises(InputError) as caught:
+        list(stream)
+    assert type(caught.value) is InputError
+    assert "a.parquet, row group 3" in caught.value.got
+    assert not isinstance(caught.value, ray.exceptions.RayError)
+
+
+def test_a_file_rewritten_under_a_run_is_named(tmp_path: Path) -> None:
+    index = read_index(write_log(tmp_path, [100, 100]), SCHEMA)
+    pq.write_table(table_of(0, 100), tmp_path / "part-001.parquet")
+    order = Order(index, 0, 2, 64, 10, shuffled=False)
+    stream = iterate(dataset(index, SCHEMA, order, 0, 1, 0, 10), order, LAYOUT, 0, 1, 0, 10)
+    with pytest.raises(InputError, match="rewritten since it was indexed") as caught:
+        list(stream)
+    assert "part-001.parquet" in caught.value.got
+
+
+def test_a_log_larger_than_the_object_store_streams_through(tmp_path: Path) -> None:
+    store = ray.cluster_resources()["object_store_memory"]
+    index = read_index(write_log(tmp_path, [20_000], 5000), SCHEMA)
+    order = Order(index, 0, 4, chunk_rows=5000, rows_per_step=500, shuffled=True)
+    num_steps = order.steps_per_epoch * 250
+    assert num_steps * 2000 * ingest.row_bytes(LAYOUT) > 1.5 * store
+    made = dataset(
+        index, SCHEMA, order, 0, 1, 0, num_steps, share=Share(1.0, object_store_bytes=20_000_000)
+    )
+    rows = sum(b.num_rows for b in iterate(made, order, LAYOUT, 0, 1, 0, num_steps))
+    assert rows == 20_000 * 250
+
+
+def test_footers_of_many_files_are_read_by_ray_tasks(tmp_path: Path) -> None:
+    url = write_log(tmp_path, [3] * 70)
+    index = read_index(url, SCHEMA)
+    assert [f.num_rows for f in index.files] == [3] * 70
+    path = tmp_path / "part-050.parquet"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(InputError, match="not readable parquet") as caught:
+        read_index(url, SCHEMA)
+    assert "part-050.parquet" in caught.value.got
+    assert type(caught.value) is InputError
+
+
+def test_memory_is_a_chunk_for_each_open_lane_and_those_ahead(index: LogIndex) -> None:
+    chunk = 64 * ingest.row_bytes(LAYOUT)
+    assert memory_bytes(order_of(index), LAYOUT, 1, 4) == (6 + 1 + 4) * chunk
+    assert memory_bytes(order_of(index), LAYOUT, 4, 4) == (2 + 1 + 4) * chunk
+    assert memory_bytes(order_of(index, shuffled=False), LAYOUT, 1, 0) == 2 * chunk

@@ -1,0 +1,233 @@
+"""Parity with the official STEM code, held against its forward written anew as plain loops."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from helpers.models import grad_of
+from helpers.official_stem import OfficialStyleStem
+from raymtl.errors import IdOutOfRange, InputError
+from raymtl.models import stem_official
+from raymtl.models.stem import OfficialStem, from_official
+
+VOCABULARY = {"user": 9, "age": 0, "item": 12, "price": 0, "city": 4}
+"""Numeric features stand between the others, as a feature map may have them."""
+IDS, NUMERIC = ["user", "item", "city"], ["age", "price"]
+NUM_ROWS = 20
+
+sizes = pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"tasks": 1},
+        {"tasks": 3, "own": 2, "shared": 1, "width": 2},
+        {"layers": 2},
+        {"tasks": 3, "own": 2, "layers": 3},
+    ],
+    ids=str,
+)
+
+
+def _official(dtype: torch.dtype = torch.float64, **values) -> OfficialStyleStem:
+    torch.manual_seed(7)
+    return OfficialStyleStem(VOCABULARY, **values).to(dtype)
+
+
+def _features(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """Ids with padding (0) among them, and numbers."""
+    generator = torch.Generator().manual_seed(11)
+    return {
+        name: torch.randint(rows, (NUM_ROWS,), generator=generator)
+        if rows
+        else torch.randn(NUM_ROWS, generator=generator, dtype=dtype)
+        for name, rows in VOCABULARY.items()
+    }
+
+
+def _ours(model: OfficialStem, features: dict[str, Tensor]) -> Tensor:
+    ids = torch.stack([features[name] for name in IDS], dim=1)
+    return model.logits(ids, torch.stack([features[name] for name in NUMERIC], dim=1))
+
+
+def _labels(num_tasks: int) -> Tensor:
+    torch.manual_seed(5)
+    return (torch.rand(NUM_ROWS, num_tasks) < 0.4).double()
+
+
+def _state(reference: OfficialStyleStem, gradients: bool = False) -> dict[str, Tensor]:
+    if not gradients:
+        return reference.state_dict()
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad
+        for name, p in reference.named_parameters()
+    }
+
+
+def _assert_same(ours: OfficialStem, state: dict[str, Tensor], gradients: bool = False) -> None:
+    """Every weight (or gradient) of ours is the official one, in our names and shapes."""
+    weights = stem_official.read(state, None)
+    dense = dict(ours.model.named_parameters())
+    for name, wanted in weights.dense.items():
+        torch.testing.assert_close(dense[name].grad if gradients else dense[name].data, wanted)
+    numeric = dense.pop("fields.numeric_weight_NVD")
+    wanted = torch.stack([state[_key(n)].view(-1, weights.width) for n in NUMERIC])
+    torch.testing.assert_close(numeric.grad if gradients else numeric.data, wanted)
+    assert dense.keys() == weights.dense.keys()
+    for name, table in ours.tables.items():
+        torch.testing.assert_close(table.grad if gradients else table.data, state[_key(name)][1:])
+
+
+def _key(feature: str) -> str:
+    return f"embedding_layer.embedding_layer.embedding_layers.{feature}.weight"
+
+
+@sizes
+def test_outputs_are_the_official_ones(values):
+    reference = _official(**values)
+    ours = from_official(reference.state_dict())
+    torch.testing.assert_close(_ours(ours, _features()), reference(_features()))
+
+
+def test_outputs_in_float32_are_the_official_ones():
+    reference, features = _official(torch.float32, layers=2), _features(torch.float32)
+    logits = _ours(from_official(reference.state_dict()), features)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, reference(features))
+
+
+@sizes
+def test_gradients_are_the_official_ones(values):
+    reference = _official(**values)
+    ours = from_official(reference.state_dict())
+    for logits in (reference(_features()), _ours(ours, _features())):
+        F.binary_cross_entropy_with_logits(
+            logits, _labels(logits.shape[1]), reduction="sum"
+        ).backward()
+    _assert_same(ours, _state(reference, gradients=True), gradients=True)
+
+
+@sizes
+@pytest.mark.parametrize("scale", [1.0, 1000.0], ids=["unclipped", "clipped"])
+def test_three_steps_of_the_official_training_end_in_the_same_weights(values, scale):
+    reference = _official(**values)
+    ours = from_official(reference.state_dict())
+    tables = [layer.weight for layer in reference.embeddings.values()]
+    _train(lambda: reference(_features()), list(reference.parameters()), tables, scale)
+    numeric = ours.model.fields.numeric_weight_NVD
+    assert numeric is not None
+    tables = list(ours.tables.values())
+    _train(
+        lambda: _ours(ours, _features()),
+        [*ours.model.parameters(), *tables],
+        [*tables, numeric],
+        scale,
+    )
+    _assert_same(ours, reference.state_dict())
+
+
+def _train(forward, parameters: list, embeddings: list, scale: float) -> None:
+    """Three steps as the official loop: mean BCE summed over tasks and L2 of whole tables."""
+    adam = torch.optim.Adam(parameters, lr=1e-2)
+    for _ in range(3):
+        adam.zero_grad()
+        logits = forward()
+        labels = _labels(logits.shape[1])
+        bce = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        l2 = torch.stack([e.square().sum() for e in embeddings]).sum()
+        (scale * bce.mean(0).sum() + 0.01 / 2 * l2).backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 10.0)
+        assert (norm > 10) == (scale > 1)
+        adam.step()
+
+
+def test_sizes_and_the_order_of_features_follow_from_the_weights():
+    reference = _official(tasks=3, own=2, shared=4, layers=2, width=5)
+    ours = from_official(reference.state_dict(), num_tasks=3)
+    config = ours.config
+    assert (config.num_layers, config.num_specific_experts, config.num_shared_experts) == (2, 2, 4)
+    assert config.expert_hidden_units == (7, 6)
+    assert (config.gate_hidden_units, config.tower_hidden_units) == ((5,), (4,))
+    assert [f.name for f in ours.schema.features] == list(VOCABULARY)
+    assert {n: tuple(t.shape) for n, t in ours.tables.items()} == {
+        "user": (8, 20),
+        "item": (11, 20),
+        "city": (3, 20),
+    }
+    assert ours.ignored == ("stem_layers.1.gate.3",)
+
+
+def test_the_last_shared_gate_may_be_there_or_not():
+    state = _official().state_dict()
+    without = {k: v for k, v in state.items() if not k.startswith("stem_layers.0.gate.2")}
+    assert len(without) < len(state)
+    both = (_ours(from_official(s), _features()) for s in (state, without))
+    torch.testing.assert_close(*both)
+
+
+def test_a_state_dict_in_sorted_order_needs_the_features_order():
+    reference = _official()
+    state = dict(sorted(reference.state_dict().items()))
+    ours = from_official(state, features=list(VOCABULARY))
+    torch.testing.assert_close(_ours(ours, _features()), reference(_features()))
+
+
+def test_padding_looks_up_nothing_and_moves_nothing():
+    reference = _official()
+    ours = from_official(reference.state_dict())
+    ids = torch.zeros(2, 3, dtype=torch.int64)
+    ours.logits(ids, torch.zeros(2, 2, dtype=torch.float64)).sum().backward()
+    assert not any(grad_of(table).any() for table in ours.tables.values())
+
+
+def test_tables_go_to_the_store_bucket_by_bucket():
+    ours = from_official(_official().state_dict())
+    values = ours.store_values(num_buckets=3)
+    assert list(values) == ["user/values", "item/values", "city/values"]
+    torch.testing.assert_close(
+        values["user/values"], ours.tables["user"].detach()[[0, 3, 6, 1, 4, 7, 2, 5]]
+    )
+
+
+def test_an_id_past_its_table_is_an_error_naming_the_feature():
+    ours = from_official(_official().state_dict())
+    ids = torch.tensor([[8, 11, 3], [1, 12, 1]])
+    with pytest.raises(IdOutOfRange, match="an id of item is out of range"):
+        ours.logits(ids, torch.zeros(2, 2, dtype=torch.float64))
+
+
+def _without(name: str):
+    return lambda state: state.pop(name)
+
+
+def _with(name: str, *shape: int):
+    return lambda state: state.update({name: torch.zeros(*shape)})
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (_without("tower.1.mlp.0.bias"), "tower.1"),
+        (_without("stem_layers.0.gate.1.mlp.2.weight"), "stem_layers.0.gate.1"),
+        (_without("stem_layers.0.specific_experts.1.0.mlp.2.weight"), "specific_experts"),
+        (_with("tower.2.mlp.0.weight", 4, 6), "tower.2"),
+        (_with("tower.0.mlp.1.weight", 4), "tower.0.mlp.1.weight"),
+        (_with("tower.0.mlp.1.running_mean", 4), "running_mean"),
+        (_with("stem_layers.0.shared_experts.0.mlp.0.weight", 7, 14), "shared_experts"),
+        (_with(_key("user"), 9, 10), "embeddings"),
+        (_with(_key("extra"), 9, 9), "reading 15 floats"),
+        (_with("stem_layers.0.gate.0.mlp.2.weight", 9, 5), "gates"),
+        (lambda state: state.clear(), "no experts"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(damage, named):
+    state = dict(_official().state_dict())
+    damage(state)
+    with pytest.raises(InputError, match="not those of an official STEM model") as error:
+        from_official(state)
+    assert named in error.value.got
+
+
+def test_another_number_of_tasks_than_said_is_refused():
+    with pytest.raises(InputError, match="weights of 2 tasks"):
+        from_official(_official().state_dict(), num_tasks=3)

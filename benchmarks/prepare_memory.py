@@ -53,6 +53,7 @@ def write_raw(folder: Path, rows: int) -> None:
     rng = np.random.default_rng(7)
     tags = pa.array([f"{a},{b}" for a in range(20) for b in range(20)])
     users = np.minimum(rng.zipf(1.2, rows), 2**40) % NUM_USERS
+    unobserved = rng.random(rows) < 0.5
     log = pa.table(
         {
             "user": users,
@@ -61,7 +62,7 @@ def write_raw(folder: Path, rows: int) -> None:
             "tag": tags.take(pa.array(rng.integers(0, 400, rows))),
             "price": rng.lognormal(3, 1, rows),
             "click": rng.integers(0, 2, rows).astype(np.int8),
-            "like": pa.array((rng.random(rows) < 0.02).astype(np.int8), mask=rng.random(rows) < 0.5),
+            "like": pa.array((rng.random(rows) < 0.02).astype(np.int8), mask=unobserved),
         }
     )
     pq.write_table(log, folder / "log.parquet", row_group_size=rows)

@@ -10,11 +10,12 @@ ROOT = Path(__file__).parents[1]
 HOMES = {"distributed": "raymtl", "jobs": "raymtl_jobs", "tuning": "raymtl_tuning"}
 
 LEVELS = ["errors", "config", "schema", "batch", "collectives", "*", "trainer evaluator"]
-LEVELS += ["launch predict analysis", "", "raymtl_jobs raymtl_tuning"]
+LEVELS += ["launch", "scoring predict analysis", "api", "", "raymtl_jobs raymtl_tuning"]
 """From the bottom; a module imports its own level and those below. "*" are the parts: all that is
 not named; "" is raymtl/__init__.py."""
 
-USES_RAY = ["launch", "predict", "data.ingest", "data.prepare", "data.log", "data.synthetic"]
+USES_RAY = ["launch", "cluster", "progress", "footprint", "scoring", "predict"]
+USES_RAY += ["data.ingest", "data.prepare", "data.log", "data.synthetic"]
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 UNSAFE_CALLS = {
     *("eval", "exec", "__import__", "torch.load", "torch.jit.load", "pd.read_pickle"),
@@ -218,6 +219,11 @@ def num_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return len(names) - (names[:1] in (["self"], ["cls"]))
 
 
+def is_verb(file: Path, function: str) -> bool:
+    """Whether a function is a command, whose parameters are the command line's options."""
+    return file.parent.name == "raymtl_jobs" and function == file.stem
+
+
 def test_functions_are_at_most_60_lines_and_7_parameters() -> None:
     found = []
     for file in all_files():
@@ -225,7 +231,8 @@ def test_functions_are_at_most_60_lines_and_7_parameters() -> None:
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
             length = (node.end_lineno or node.lineno) - node.lineno + 1
-            if length > MAX_FUNCTION_LINES or num_parameters(node) > MAX_PARAMETERS:
+            many = num_parameters(node) > MAX_PARAMETERS and not is_verb(file, node.name)
+            if length > MAX_FUNCTION_LINES or many:
                 where = f"{file.relative_to(ROOT)}:{node.lineno} {node.name}"
                 found.append(f"{where}: {length} lines, {num_parameters(node)} parameters")
     assert found == []

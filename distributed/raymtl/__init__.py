@@ -18,4 +18,23 @@ The map, in the order a batch travels:
 
 Imports go one way: jobs and tuning, launch, trainer and evaluator, the parts, collectives; all may
 import batch, schema, config, errors. tests/test_layout.py holds it.
+
+What a program calls stands in api and is imported at first use:
+    raymtl.train(config, "key=value")   raymtl.evaluate(run, log)   raymtl.load(run).predict(table)
+    raymtl.register_model(name, cls)
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raymtl.api import Model, evaluate, load, register_model, train
+
+__all__ = ["Model", "evaluate", "load", "register_model", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module raymtl has no attribute {name}")
+    from raymtl import api
+
+    return getattr(api, name)

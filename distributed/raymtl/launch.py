@@ -138,6 +138,10 @@ def train_rank(payload: dict[str, Any]) -> dict[str, Any]:
     source = LogSource(config, schema, train_index, valid_index, read_on_ray)
     saver = Saver(run, learner, train_index.digest)
     board, leads = payload["board"], collectives.rank() == 0
+    board.say.remote(
+        f"rank {collectives.rank()} of {collectives.world_size()}: process {os.getpid()} on "
+        f"{ray.util.get_node_ip_address()}"
+    )
     lines = MetricLines(run)
     trainer = Trainer(config, learner, source, saver, _reports(run, lines, board))
     for warning in trainer.restore():

@@ -93,10 +93,9 @@ def _poll(board: Any, show: Show) -> dict[str, Any]:
 
 
 def _plain(values: dict[str, Any]) -> str:
-    left = values["stop_step"] - values["step"]
-    done_per_s = values["rows_per_s"] / max(1, values.get("rows_per_step", 1))
-    eta = f", ETA {left / done_per_s:.0f} s" if values.get("rows_per_step") and done_per_s else ""
+    steps_left = values["stop_step"] - values["step"]
+    left_s = steps_left * values["rows_per_step"] / max(1.0, values["rows_per_s"])
     return (
         f"step {values['step']} of {values['stop_step']}, loss {values['loss']:.4f}, "
-        f"{values['rows_per_s']:,.0f} rows/s{eta}"
+        f"{values['rows_per_s']:,.0f} rows/s, ETA {left_s:.0f} s"
     )

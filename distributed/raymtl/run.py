@@ -34,8 +34,8 @@ class Run:
         """Whether a run was begun here."""
         return self.folder.size(CONFIG) is not None
 
-    def begin(self, config: TrainConfig, schema: LogSchema, train: LogIndex) -> None:
-        """Writes a new run's config, schema and log index; refuses a folder that has a run."""
+    def require_new(self) -> None:
+        """Raises InputError where a run was begun here already."""
         if self.exists():
             raise InputError(
                 "a run of this name is there already",
@@ -43,6 +43,10 @@ class Run:
                 "a new name, or the wish to go on with it",
                 f"use `raymtl train --resume {self.url}`, or name=… for a new run",
             )
+
+    def begin(self, config: TrainConfig, schema: LogSchema, train: LogIndex) -> None:
+        """Writes a new run's config, schema and log index; refuses a folder that has a run."""
+        self.require_new()
         self.folder.require_writable()
         self.folder.write(LOG, json.dumps(train.to_dict()).encode())
         self.folder.write(SCHEMA, dump(schema).encode())

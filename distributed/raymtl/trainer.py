@@ -202,6 +202,7 @@ class Trainer:
                 {
                     "step": state.step,
                     "stop_step": self.stop_step,
+                    "rows_per_step": self.config.train.global_batch_size,
                     "loss": float(outcome.loss),
                     "rows_per_s": clock.recent_rows_per_s(state),
                 }

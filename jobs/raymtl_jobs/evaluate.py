@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from raymtl_jobs.options import Address, DryRun, LogUrl, Overrides, Where, Which, Workers
+from raymtl.config import LaunchSection
+from raymtl_jobs.options import Address, DryRun, LogUrl, Where, Which, Workers
 from raymtl_jobs.output import say, show_metrics, write_result
-from raymtl_jobs.scoring import launch_of, require_room, results_folder, show_plan
+from raymtl_jobs.scoring import require_room, results_folder, show_plan
 
 Out = Annotated[
     str | None,
@@ -18,17 +19,17 @@ Out = Annotated[
 
 def evaluate(
     where: Where,
-    overrides: Overrides = None,
-    log: LogUrl = ...,
+    *,
+    log: LogUrl,
     checkpoint: Which = "best",
-    workers: Workers = None,
+    workers: Workers = 1,
     address: Address = None,
     out: Out = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Measure a run's checkpoint on a log: AUC, GAUC, log loss, calibration per task."""
-    launch = launch_of(overrides or [], workers, address)
+    launch = LaunchSection(num_workers=workers, address=address)
     if dry_run:
         show_plan(where, checkpoint, log, launch, labels=True)
         return

@@ -9,7 +9,7 @@ ConfigName = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted keys over the config's own values."),
+    typer.Argument(metavar="KEY=VALUE", help="Dotted keys over the config's own values."),
 ]
 DryRun = Annotated[
     bool,
@@ -24,6 +24,4 @@ LogUrl = Annotated[str, typer.Option("--log", help="The log: parquet under a pat
 Which = Annotated[
     str, typer.Option("--checkpoint", help="Of a run: best, last, or a checkpoint's name.")
 ]
-Workers = Annotated[
-    int | None, typer.Option(min=1, help="Ray Train workers; 1 unless launch.num_workers says.")
-]
+Workers = Annotated[int, typer.Option(min=1, help="Ray Train workers.")]

@@ -7,6 +7,7 @@ import typer
 from raymtl_jobs import names
 from raymtl_jobs.options import Address, ConfigName, DryRun, Overrides
 from raymtl_jobs.output import say, say_result, show_config
+from raymtl_jobs.quiet import ray_session
 
 
 def prepare(
@@ -25,11 +26,9 @@ def prepare(
         sources = ", ".join(source.name for source in made.sources)
         say(f"would read {sources} and write {', '.join(made.split_names)} to {out}")
         return
-    from raymtl.cluster import session
-    from raymtl.config import LaunchSection
     from raymtl.data.prepare import prepare as prepare_log
 
-    with session(LaunchSection(num_workers=1, address=address)):
+    with ray_session(address):
         result = prepare_log(made, out)
     for split, values in result["splits"].items():
         say(f"{split}: {values['rows']:,} rows in {values['url']}")

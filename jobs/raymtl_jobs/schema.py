@@ -15,11 +15,14 @@ def schema(
         Path | None,
         typer.Option(metavar="FILE", help="File to write; LOG/schema.yaml is where train looks."),
     ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="A label; may repeat. Default: guess")
+    ] = None,
 ) -> None:
     """Draft a schema from a log's footers and a sample; check what it marks before training."""
     from raymtl.data.draft import draft_yaml
 
-    text = draft_yaml(log)
+    text = draft_yaml(log, labels=label)
     if out is None:
         print(text, end="")
         say(f"read it, mend what is marked, and save it as {log.rstrip('/')}/schema.yaml")

@@ -1,22 +1,8 @@
-"""What evaluate and predict share: workers, the checkpoint's place, the dry run."""
+"""What evaluate and predict share: the dry run and the place of the result."""
 
-from raymtl.config import LaunchSection, Section, override, parse
+from raymtl.config import LaunchSection
 from raymtl.errors import InputError
 from raymtl_jobs.output import say, show_config
-
-
-class ScoringConfig(Section):
-    """What may be overridden when a checkpoint is used."""
-
-    launch: LaunchSection = LaunchSection(num_workers=1)
-
-
-def launch_of(overrides: list[str], workers: int | None, address: str | None) -> LaunchSection:
-    """Workers to score with; one where nothing says otherwise."""
-    given = ["launch.num_workers=1", *overrides]
-    given += [f"launch.num_workers={workers}"] if workers is not None else []
-    given += [f"launch.address={address}"] if address is not None else []
-    return parse(ScoringConfig, override({}, given), "the command line").launch
 
 
 def show_plan(where: str, which: str, log: str, launch: LaunchSection, labels: bool) -> None:

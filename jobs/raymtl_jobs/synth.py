@@ -7,6 +7,7 @@ import typer
 from raymtl_jobs import names
 from raymtl_jobs.options import Address, ConfigName, DryRun, Overrides
 from raymtl_jobs.output import say, show_config, write_result
+from raymtl_jobs.quiet import ray_session
 
 
 def synth(
@@ -24,12 +25,10 @@ def synth(
         show_config(made)
         say(f"would write a log of {made.rows:,} rows to {out}")
         return
-    from raymtl.cluster import session
-    from raymtl.config import LaunchSection
     from raymtl.data.synthetic import synthesise
 
     say(f"writing a log of {made.rows:,} rows to {out}")
-    with session(LaunchSection(num_workers=1, address=address)):
+    with ray_session(address):
         truth = synthesise(made, out)
     for split, rows in truth["rows"].items():
         say(f"{split}: {rows:,} rows in {out}/{split}")

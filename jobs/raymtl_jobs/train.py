@@ -1,6 +1,5 @@
 """`raymtl train`: a config to a trained run."""
 
-import os
 from typing import Annotated, Any
 
 import typer
@@ -32,6 +31,9 @@ def train(
     if address is not None:
         given.append(f"launch.address={address}")
     resolved = of_run(resume, given) if resume else of_config(given)
+    from raymtl.api import located
+
+    resolved = located(resolved)
     if dry_run:
         _show_plan(resolved, resuming=bool(resume))
         return
@@ -44,7 +46,7 @@ def train(
 
 
 def of_config(given: list[str]) -> TrainConfig:
-    """The config named first, with the overrides after it; its paths made absolute.
+    """The config named first, with the overrides after it.
 
     Raises:
         InputError: no config is named, it is refused, or it does not say what to train on.
@@ -67,11 +69,12 @@ def of_config(given: list[str]) -> TrainConfig:
             "path or URL of a training log with a schema.yaml beside it",
             f"add it: raymtl train {name} data.train=LOG; `raymtl schema LOG` drafts a schema",
         )
-    return located(parse(TrainConfig, values, source))
+    return parse(TrainConfig, values, source)
 
 
 def of_run(run: str, overrides: list[str]) -> TrainConfig:
     """A run's own config with overrides, and with the place where the run lies now."""
+    from raymtl.api import absolute
     from raymtl.run import CONFIG, Run
 
     for item in overrides:
@@ -86,23 +89,7 @@ def of_run(run: str, overrides: list[str]) -> TrainConfig:
     values = Run(folder).read_config().model_dump(mode="json")
     storage, _, name = absolute(folder).rpartition("/")
     values = override(values, overrides) | {"storage": storage or "/", "name": name}
-    return located(parse(TrainConfig, values, f"{folder}/{CONFIG}"))
-
-
-def located(config: TrainConfig) -> TrainConfig:
-    """Relative paths start at the current folder; workers have another, and resuming may."""
-    data: dict[str, Any] = {
-        key: absolute(url)
-        for key, url in config.data.model_dump(include={"train", "valid", "schema_path"}).items()
-        if url is not None
-    }
-    update = {"data": config.data.model_copy(update=data), "storage": absolute(config.storage)}
-    return config.model_copy(update=update)
-
-
-def absolute(url: str) -> str:
-    """A local path made absolute; URLs stay."""
-    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
+    return parse(TrainConfig, values, f"{folder}/{CONFIG}")
 
 
 def _show_plan(config: TrainConfig, resuming: bool) -> None:

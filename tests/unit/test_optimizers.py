@@ -12,7 +12,7 @@ ROWS, V, D = 7, 3, 4
 
 
 class OneStore:
-    """Tables of a single store, for the optimizers' sake."""
+    """The least an optimizer needs: one store."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -21,7 +21,11 @@ class OneStore:
 
     def gradients(self, index: list[int], grads_nVD: np.ndarray) -> RowGradients:
         grads = torch.from_numpy(grads_nVD).float().reshape(len(index), V * D).clone()
-        return [RowPart(self.stores[0], 0, ROWS, torch.tensor(index), grads, counted=True)]
+        return [
+            RowPart(
+                self.stores[0], 0, ROWS, torch.tensor(index, dtype=torch.int64), grads, counted=True
+            )
+        ]
 
 
 def random_gradients(step: int) -> tuple[list[int], np.ndarray]:
@@ -37,7 +41,7 @@ def run(name: str, num_steps: int, l2: float = 0.0, scale: float = 1.0) -> tuple
     section = RowOptimizerSection.model_validate(
         {"name": name, "l2": l2, "initial_accumulator": 0.2, "eps": 1e-3, "betas": (0.8, 0.95)}
     )
-    optimizer = optimizers.build(section, tables)  # type: ignore[arg-type]
+    optimizer = optimizers.build(section, tables)
     norms = []
     for step in range(num_steps):
         grads = tables.gradients(*random_gradients(step))
@@ -134,7 +138,7 @@ def test_dense_adam_moves_a_row_that_no_batch_holds_and_the_others_do_not() -> N
 def test_an_untouched_view_of_a_touched_row_keeps_its_values_and_state(name: str) -> None:
     tables = OneStore()
     section = RowOptimizerSection.model_validate({"name": name, "l2": 0.1})
-    optimizer = optimizers.build(section, tables)  # type: ignore[arg-type]
+    optimizer = optimizers.build(section, tables)
     warm = tables.gradients([2], np.ones((1, V, D)))
     optimizer.step(warm, scale=1.0, lr=0.1)
     before = {k: t.clone() for k, t in tables.stores[0].tensors.items()}
@@ -153,7 +157,7 @@ def test_an_untouched_view_of_a_touched_row_keeps_its_values_and_state(name: str
 @pytest.mark.parametrize("name", ["rowwise_adagrad", "lazy_adam", "dense_adam"])
 def test_a_gradient_that_is_not_finite_shows_in_the_norm(name: str) -> None:
     tables = OneStore()
-    optimizer = optimizers.build(RowOptimizerSection.model_validate({"name": name}), tables)  # type: ignore[arg-type]
+    optimizer = optimizers.build(RowOptimizerSection.model_validate({"name": name}), tables)
     grads_nVD = np.zeros((1, V, D))
     grads_nVD[0, 1, 2] = np.nan
     grads = tables.gradients([4], grads_nVD)
@@ -163,7 +167,7 @@ def test_a_gradient_that_is_not_finite_shows_in_the_norm(name: str) -> None:
 
 def test_copies_of_replicated_rows_do_not_count_in_the_norm() -> None:
     tables = OneStore()
-    optimizer = optimizers.RowwiseAdagrad(RowOptimizerSection(), tables)  # type: ignore[arg-type]
+    optimizer = optimizers.RowwiseAdagrad(RowOptimizerSection(), tables)
     (part,) = tables.gradients([1], np.ones((1, V, D)))
     part.counted = False
     assert optimizer.squared_norm([part]).item() == 0

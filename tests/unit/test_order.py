@@ -165,7 +165,7 @@ def test_shuffling_splits_at_most_one_chunk_for_each_border_between_lanes() -> N
 def test_epochs_and_seeds_give_different_orders_and_a_seed_gives_one() -> None:
     index = index_of((400,), (400,))
 
-    def rows(seed: int, epoch: int) -> list[Rows]:
+    def rows(seed: int, epoch: int) -> list[list[Rows]]:
         order = Order(index, seed, 4, 50, 10, shuffled=True)
         return global_batches(
             order, 1, epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch

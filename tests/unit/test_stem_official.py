@@ -5,8 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from helpers.batches import labelled
 from helpers.models import grad_of
 from helpers.official_stem import OfficialStyleStem
+from raymtl.batch import InputShape, Layout
+from raymtl.config import EmbeddingSection
+from raymtl.embedding.fields import assemble
+from raymtl.embedding.tables import LocalTables, table_specs
 from raymtl.errors import IdOutOfRange, InputError
 from raymtl.models import stem_official
 from raymtl.models.stem import OfficialStem, from_official
@@ -187,6 +192,23 @@ def test_tables_go_to_the_store_bucket_by_bucket():
     torch.testing.assert_close(
         values["user/values"], ours.tables["user"].detach()[[0, 3, 6, 1, 4, 7, 2, 5]]
     )
+
+
+@pytest.mark.parametrize("num_buckets", [1, 4, 1024])
+def test_tables_loaded_into_the_store_give_the_official_outputs(num_buckets):
+    reference, features = _official(torch.float32), _features(torch.float32)
+    ours = from_official(reference.state_dict())
+    layout = Layout.of(ours.schema)
+    shape = InputShape.of(layout, reference.width, task_specific=True)
+    config = EmbeddingSection(width=reference.width, num_buckets=num_buckets)
+    store = LocalTables(table_specs(ours.schema, shape), config, seed=0)
+    store.load_state({**store.state(), **ours.store_values(store.num_buckets)})
+    batch = labelled(torch.zeros(NUM_ROWS, 2))
+    batch.ids_BC = torch.stack([features[name] for name in IDS], dim=1) - 1
+    batch.numeric_BN = torch.stack([features[name] for name in NUMERIC], dim=1)
+    rows = store.lookup(batch.ids_BC, layout)
+    inputs = assemble(rows, batch, layout, shape.num_views, shape.width)
+    torch.testing.assert_close(ours.model(inputs), reference(features))
 
 
 def test_an_id_past_its_table_is_an_error_naming_the_feature():

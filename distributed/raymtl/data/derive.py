@@ -1,5 +1,8 @@
 """Derived columns: null_if, integer division, text split to a list, days between dates."""
 
+# pyarrow makes its compute functions at import.
+# pyright: reportAttributeAccessIssue=false
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc

@@ -2,10 +2,12 @@
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import yaml
 
+from raymtl.config import Section
 from raymtl.data.draft_features import bag_or_sequence, categorical, numeric, share_and_align
 from raymtl.data.facts import Column, common_columns, sample
 from raymtl.data.log import read_index
@@ -23,6 +25,7 @@ OUTCOME = re.compile(
 )
 USER = re.compile(r"^(user|uid|user_?id|member(_?id)?|customer(_?id)?|visitor(_?id)?)$")
 TIME = re.compile(r"(^|_)(time|timestamp|ts|date|datetime|dt|day)(_(s|ms|us|ns))?$")
+PLAIN_TIMES = {"time", "time_ms", "timestamp", "timestamp_ms", "ts", "event_time", "datetime"}
 WEIGHT = re.compile(r"^((sample|row|instance|example)_)?weight$")
 NUMBER = re.compile(
     r"(^|_)(duration|length|size|price|amount|cost|count|cnt|num|number|age|days|hours|seconds|sec|ms"
@@ -79,11 +82,12 @@ def draft_yaml(url: str, sample_rows: int = 100_000, labels: list[str] | None = 
     """The drafted schema as YAML, each doubt a comment beside the thing it is about."""
     draft = _draft(url, sample_rows, labels)
     told: set[str] = set()
-    values = draft.schema.model_dump(mode="json", exclude_defaults=True)
+    schema = draft.schema
     lines = [f"# Drafted from a sample of {url}. Look at every DOUBT."]
     for key in ("features", "tables", "tasks"):
         lines.append(f"{key}:")
-        for item in values[key]:
+        for part in getattr(schema, key):
+            item = _shown(part)
             column = item.get("label", item["name"])
             if key != "tables":
                 lines += _comments(draft, column, told, "  ")
@@ -105,6 +109,14 @@ def _comments(
     told.add(column)
     name = f"{column}: " if named else ""
     return [f"{indent}# DOUBT: {name}{' '.join(t.split())}" for c, t in draft.doubts if c == column]
+
+
+def _shown(part: Section) -> dict[str, Any]:
+    """What a reader wants to see of a part: kind, name and encoding first, no other defaults."""
+    values = part.model_dump(mode="json")
+    unlike = part.model_dump(mode="json", exclude_defaults=True)
+    first = [key for key in ("kind", "name", "encoding", "rows") if key in values]
+    return {key: values[key] for key in first} | unlike
 
 
 def _flow(value: object) -> str:
@@ -160,7 +172,8 @@ def _take_labels(
 def _without_useless(draft: Draft, columns: dict[str, Column]) -> dict[str, Column]:
     kept = {}
     for name, column in columns.items():
-        if column.kind in ("other", "null") or not len(column.values):
+        empty = not len(column.values) or (column.kind == "number" and not len(column.numbers))
+        if column.kind in ("other", "null") or empty:
             draft.leave_out(name, f"no values that could be read ({column.values.type})")
         elif column.distinct == 1 and (not column.num_nulls or column.kind == "number"):
             draft.leave_out(name, f"always {column.values[0].as_py()} in the sample")
@@ -182,6 +195,8 @@ def _take_roles(draft: Draft, columns: dict[str, Column]) -> dict[str, Column]:
         draft.doubt("group", "no user column was recognised; GAUC needs `group`")
     if times:
         draft.roles["time"] = times[0]
+        if times[0].lower() not in PLAIN_TIMES:
+            draft.doubt("time", "taken as the time of the impression by its name or type")
     if weights:
         draft.roles["weight"] = weights[0]
         draft.doubt("weight", "taken as the row weight by its name")

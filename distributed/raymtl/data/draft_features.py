@@ -23,7 +23,7 @@ SEQUENCE = re.compile(r"hist|seq|recent|past|last|previous|behaviou?r")
 ITEM = re.compile(r"^(item|video|product|goods|news|article|movie|song|ad|doc|post|sku)s?(_?id)?$")
 MOST_ROWS = 1 << 24
 LONGEST_BAG, LONGEST_SEQUENCE = 20, 50
-HEAVY_TAIL = 10.0
+HEAVY_TAIL = 5.0
 """A number is heavy-tailed when its 99th percentile is this many times its mean or median."""
 
 

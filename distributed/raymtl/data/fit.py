@@ -1,5 +1,8 @@
 """Fitting on the training part: counts, moments and quantiles of shares, merged. No Ray."""
 
+# pyarrow makes its compute functions at import.
+# pyright: reportAttributeAccessIssue=false
+
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any

@@ -22,8 +22,9 @@ from raymtl.data.order import Order, Piece
 from raymtl.errors import input_error_in
 from raymtl.schema import LogSchema
 
-_MOST_TASKS = 20_000
-"""Tasks of one dataset; beyond, a task reads more than a chunk's worth of pieces."""
+_MOST_TASKS = 4_000
+"""Tasks of one dataset, each of which costs the driver about a millisecond before the start;
+beyond, a task reads more than a chunk's worth of pieces."""
 _ORIGIN_BYTES = 16
 """File and row of one row, kept beside its decoded columns."""
 
@@ -82,16 +83,18 @@ def dataset(
     )
     source.context.enable_progress_bars = False
     source.context.target_max_block_size = _chunk_bytes(order, Layout.of(schema))
-    placement: dict[str, Any] = {}
+    # A task that waited for its reader would keep its CPU from other streams, of which validation
+    # is one while training waits: so tasks run to their end, and only new ones are held back.
+    remote: dict[str, Any] = {"_generator_backpressure_num_objects": -1}
     if share.node_id is not None:
-        placement["scheduling_strategy"] = NodeAffinitySchedulingStrategy(share.node_id, soft=True)
+        remote["scheduling_strategy"] = NodeAffinitySchedulingStrategy(share.node_id, soft=True)
     return source.map_batches(
         _read,  # pyright: ignore[reportArgumentType]  # its batches are numpy, its blocks arrow
         batch_size=None,
         batch_format="numpy",
         fn_kwargs={"job": _Reference(ray.put(job))},
         num_cpus=min(1.0, share.cpus),
-        **placement,
+        **remote,
     )
 
 

@@ -1,5 +1,8 @@
 """Side tables that fit in memory, and their left join to a stream of rows. No Ray."""
 
+# pyarrow makes its compute functions at import.
+# pyright: reportAttributeAccessIssue=false
+
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -103,7 +106,7 @@ def _check_keys(keys: pa.ChunkedArray, join: Join, key: str) -> None:
             "a key in every row",
             "remove those rows from the side table",
         )
-    counts = pc.value_counts(keys)  # pyright: ignore[reportAttributeAccessIssue]
+    counts = pc.value_counts(keys)
     doubles = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(doubles):
         raise InputError(

@@ -3,6 +3,9 @@
 Users are counted per share, and each part (by hash of the user) adds the shares up in their order.
 """
 
+# pyarrow makes its compute functions at import.
+# pyright: reportAttributeAccessIssue=false
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc

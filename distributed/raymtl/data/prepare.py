@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
+import ray.exceptions
 import yaml
 from rich.console import Console
 
@@ -86,9 +87,9 @@ def _read_sides(config: PrepareConfig) -> dict[str, tuple[Any, pa.Schema]]:
     sizes = {j.name: side_size(j, config.data_root) for j in config.joins}
     check_sizes(sizes, config.join_limit_bytes)
     read = ray.remote(num_returns=2)(_read_side)
-    found = {j.name: read.remote(j, config.data_root) for j in config.joins}
+    found: dict[str, Any] = {j.name: read.remote(j, config.data_root) for j in config.joins}
     try:
-        answers = {name: (refs[0], *ray.get(refs[1])) for name, refs in found.items()}
+        answers = {name: (side, *ray.get(about)) for name, (side, about) in found.items()}
     except ray.exceptions.RayTaskError as error:
         raise (input_error_in(error) or error) from None
     check_sizes({name: size for name, (_, _, size) in answers.items()}, config.join_limit_bytes)
@@ -241,7 +242,7 @@ def _stage(function: Callable[..., Any], items: Sequence[Any], *arguments: Any) 
     shared = ray.put((list(items), arguments))
     numbers = ray.data.range(len(items), override_num_blocks=max(1, len(items)))
     answers = numbers.map_batches(
-        _run,
+        _run,  # pyright: ignore[reportArgumentType]  # its batches are numpy
         batch_size=1,
         batch_format="numpy",
         fn_kwargs={"function": function, "shared": [shared]},
@@ -259,7 +260,7 @@ def _stage(function: Callable[..., Any], items: Sequence[Any], *arguments: Any) 
 def _run(
     batch: dict[str, np.ndarray], function: Callable[..., Any], shared: list[Any]
 ) -> dict[str, list[str]]:
-    """Errors of the user's travel as answers, so that which one is reported does not depend on speed."""
+    """A user's error travels as an answer: which one is raised does not depend on who was first."""
     items, arguments = ray.get(shared[0])
     answers = []
     for number in batch["id"]:

@@ -116,7 +116,7 @@ def source_files(source: Source, data_root: str) -> list[RawFile]:
                 if key not in schema.names
             }
             _check_names(source, schema.names, index.name(number))
-            columns = {source.rename.get(c, c): c for c in schema.names}
+            columns = {source.rename.get(c) or c: c for c in schema.names}
             constants |= source.constants
             types = {name: plain_type(schema.field(c).type) for name, c in columns.items()}
             types |= {name: pa.scalar(value).type for name, value in constants.items()}

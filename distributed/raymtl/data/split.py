@@ -1,5 +1,8 @@
 """Which split each row belongs to: by source and condition, by time, or by order. No Ray."""
 
+# pyarrow makes its compute functions at import.
+# pyright: reportAttributeAccessIssue=false
+
 import math
 from dataclasses import dataclass
 
@@ -28,12 +31,13 @@ class Places:
     """int64, rows of the user in all sources."""
 
     def take(self, column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-        """Each row's place among its user's rows, and how many that user has; nulls are no user.
+        """Each row's place among its user's rows, and how many that user has.
 
         Returns:
             int64 (n,), int64 (n,).
         """
-        at = pc.index_in(column, value_set=self.users).to_numpy(zero_copy_only=False).astype(int)
+        found = pc.index_in(column.cast(self.users.type), value_set=self.users)
+        at = found.to_numpy(zero_copy_only=False).astype(np.int64)
         order = np.argsort(at, kind="stable")
         starts = np.flatnonzero(np.diff(at[order], prepend=-1))
         counts = np.diff(starts, append=len(at))

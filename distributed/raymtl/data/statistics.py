@@ -1,5 +1,8 @@
 """What a prepared log holds: rows, users, positives, missing and unknown values. No Ray."""
 
+# pyarrow makes its compute functions at import.
+# pyright: reportAttributeAccessIssue=false
+
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any

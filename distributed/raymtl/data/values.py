@@ -1,5 +1,8 @@
 """Raw columns as plain ids, numbers and labels, with their values checked. No Ray."""
 
+# pyarrow makes its compute functions at import.
+# pyright: reportAttributeAccessIssue=false
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +16,7 @@ def ids(column: pa.ChunkedArray, name: str, where: str) -> pa.Array:
     """Plain ids: int64 or text, or lists of these. Floats pass where they are whole numbers.
 
     Raises:
-        InputError: a float is not whole.
+        InputError: a float is not whole, or an integer too large.
     """
     values = column.combine_chunks()
     if pa.types.is_list(values.type):
@@ -30,7 +33,15 @@ def ids(column: pa.ChunkedArray, name: str, where: str) -> pa.Array:
                 "whole numbers, integers or text",
                 "use kind: numeric, or mend the file",
             )
-    return values.cast(pa.int64())
+    try:
+        return values.cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            f"feature {name} holds an integer that is no 64-bit one",
+            f"{error}   ({where})",
+            "integers of at most 63 bits and a sign",
+            "store such ids as text",
+        ) from None
 
 
 def with_elements(lists: pa.Array, elements: pa.Array) -> pa.Array:

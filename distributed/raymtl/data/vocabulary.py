@@ -4,6 +4,9 @@ Counts travel as tables of `COUNTS`: which list they belong to, the value, how o
 A value's part follows from its hash, so that each part is merged alone, in its own memory.
 """
 
+# pyarrow makes its compute functions at import.
+# pyright: reportAttributeAccessIssue=false
+
 from collections.abc import Iterable
 
 import numpy as np

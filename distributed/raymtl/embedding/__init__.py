@@ -1,1 +1,1 @@
-"""Embedding tables: a store of rows, local or sharded, its optimizers, and the fields made of it."""
+"""Embedding tables: a store of rows, local or sharded, its optimizers, and fields made of it."""

@@ -104,10 +104,11 @@ class RowPart:
     @property
     def squares_nV(self) -> Tensor:
         """float64 sums of squared gradients of each view."""
-        if self._squares is None:
-            norms = torch.linalg.vector_norm(self.grads_nVD, dim=-1, dtype=torch.float64)
-            self._squares = norms.square_()
-        return self._squares
+        if self._squares is not None:
+            return self._squares
+        norms: Tensor = torch.linalg.vector_norm(self.grads_nVD, dim=-1, dtype=torch.float64)
+        self._squares = norms.square_()
+        return norms
 
     @property
     def touched_nV(self) -> Tensor:
@@ -135,12 +136,16 @@ RowGradients = list[RowPart]
 """Parts of all stores, each row of a rank at most once."""
 
 
-class Tables(Protocol):
-    """A store of all tables' rows: `LocalTables` or `ShardedTables`."""
+class Stores(Protocol):
+    """What an optimizer needs of tables."""
 
     width: int
     """D."""
     stores: tuple[RowStore, ...]
+
+
+class Tables(Stores, Protocol):
+    """All tables' rows: `LocalTables` or `ShardedTables`."""
 
     def lookup(self, ids_BC: Tensor, layout: Layout) -> Rows:
         """Collective. The distinct rows of a batch."""

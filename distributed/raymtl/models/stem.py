@@ -269,7 +269,8 @@ class OfficialStem:
     def store_values(self, num_buckets: int) -> dict[str, Tensor]:
         """The tables as a store's state holds them: `feature/values`, rows bucket by bucket.
 
-        Row r lies in bucket r mod num_buckets; within a bucket rows ascend.
+        Row r lies in bucket r mod num_buckets; within a bucket rows ascend. To load them:
+        `store.load_state({**store.state(), **official.store_values(store.num_buckets)})`.
         """
         values = {}
         for feature, table in self.tables.items():

@@ -14,6 +14,7 @@ from raymtl.batch import Batch, Layout
 from raymtl.checkpoint import Checkpoint
 from raymtl.config import LaunchSection, TrainConfig
 from raymtl.data.decode import decode
+from raymtl.data.files import absolute
 from raymtl.learner import Learner
 from raymtl.models.registry import register as register_model
 from raymtl.progress import Show
@@ -55,7 +56,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Metrics of a run's checkpoint over a log, on Ray; see `raymtl.scoring.evaluate`."""
     section = LaunchSection(num_workers=num_workers)
-    return scoring.evaluate(str(where), log, section, which, show)
+    return scoring.evaluate(absolute(str(where)), log, section, which, show)
 
 
 def load(where: str | Path, which: str = "best") -> "Model":
@@ -69,7 +70,7 @@ def load(where: str | Path, which: str = "best") -> "Model":
         InputError: there is no such checkpoint.
         DamagedCheckpoint: naming the file.
     """
-    return Model(scoring.choose(str(where), which))
+    return Model(scoring.choose(absolute(str(where)), which))
 
 
 def located(config: TrainConfig) -> TrainConfig:
@@ -78,11 +79,6 @@ def located(config: TrainConfig) -> TrainConfig:
     urls = {k: url for k, url in config.data.model_dump(include=keys).items() if url is not None}
     data = config.data.model_copy(update={k: absolute(url) for k, url in urls.items()})
     return config.model_copy(update={"data": data, "storage": absolute(config.storage)})
-
-
-def absolute(url: str) -> str:
-    """A local path made absolute; a URL stays as it is."""
-    return url if "://" in url else str(Path(url).expanduser().absolute())
 
 
 class Model:

@@ -33,9 +33,11 @@ def evaluate(
     if dry_run:
         show_plan(where, checkpoint, log, launch, labels=True)
         return
+    from raymtl.data.files import absolute
     from raymtl.scoring import choose
     from raymtl.scoring import evaluate as evaluate_on_ray
 
+    where = absolute(where)
     choose(where, checkpoint)
     folder, _, name = (out or f"{results_folder(where, log)}/result.json").rpartition("/")
     require_room(folder or ".")

@@ -74,7 +74,7 @@ def of_config(given: list[str]) -> TrainConfig:
 
 def of_run(run: str, overrides: list[str]) -> TrainConfig:
     """A run's own config with overrides, and with the place where the run lies now."""
-    from raymtl.api import absolute
+    from raymtl.data.files import absolute
     from raymtl.run import CONFIG, Run
 
     for item in overrides:

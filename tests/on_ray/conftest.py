@@ -1,4 +1,4 @@
-"""One local Ray for the tests of this folder."""
+"""A local Ray for each test file of this folder that asks for one."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ import ray
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """A Ray of 4 logical CPUs and a small object store, which these tests start and stop."""
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's sockets need a short path.

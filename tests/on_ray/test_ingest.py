@@ -1,5 +1,6 @@
 """Batches through Ray Data are the plain reader's, bit for bit; errors arrive as raised."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -40,8 +41,9 @@ def test_two_ranks_read_in_turn_give_the_plain_readers_batches(
     order = order_of(index, shuffled)
     steps = (5, 2 * order.steps_per_epoch + 3)
     streams = []
+    share = replace(SHARE, node_id=ray.get_runtime_context().get_node_id())
     for rank in range(2):
-        made = dataset(index, SCHEMA, order, rank, 2, *steps, KEYS, SHARE)
+        made = dataset(index, SCHEMA, order, rank, 2, *steps, KEYS, share)
         streams.append(iterate(made.iterator(), order, LAYOUT, rank, 2, *steps))
     plain = [read_batches(index, SCHEMA, order, rank, 2, *steps, KEYS) for rank in range(2)]
     for step in range(*steps):
@@ -74,6 +76,12 @@ def test_a_piece_that_ray_cuts_into_blocks_is_put_together_again(
     plain = read_batches(index, SCHEMA, order, 0, 1, 0, 4, KEYS)
     for got, wanted in zip(iterate(made, order, LAYOUT, 0, 1, 0, 4), plain, strict=True):
         assert_same_batch(got, wanted)
+
+
+def test_a_node_that_is_gone_does_not_stop_the_reading(index: LogIndex) -> None:
+    order = order_of(index)
+    made = dataset(index, SCHEMA, order, 0, 1, 0, 2, share=replace(SHARE, node_id="0" * 56))
+    assert [b.step for b in iterate(made, order, LAYOUT, 0, 1, 0, 2)] == [0, 1]
 
 
 def test_a_rank_without_rows_gets_padding(tmp_path: Path) -> None:

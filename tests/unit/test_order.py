@@ -203,12 +203,12 @@ def test_a_permutation_is_fair() -> None:
     assert max(abs(n - 1000) for n in firsts.values()) < 150
 
 
-def test_an_epoch_of_20000_chunks_and_1024_lanes_is_dealt_within_a_second() -> None:
+def test_an_epoch_of_20000_chunks_and_1024_lanes_is_dealt_within_a_second_of_cpu() -> None:
     order = Order(index_of(*[(16384,) * 20] * 1000), 0, 1024, 16384, 4, shuffled=True)
-    began = time.perf_counter()
+    began = time.process_time()
     pieces = list(order.pieces(0, 1, 0))
     again = next(iter(order.pieces(0, 1, order.steps_per_epoch // 2)))
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     assert 20_000 <= len(pieces) <= 20_000 + 1023
     assert again.epoch == 0
     assert sum(p.num_rows for p in pieces) == 20_000 * 16384 == order.num_rows

@@ -13,7 +13,6 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import DataIterator, Dataset, ExecutionResources
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymtl.batch import Batch, Layout
 from raymtl.data.lanes import Arrays, batches, read_piece
@@ -85,16 +84,18 @@ def dataset(
     source.context.target_max_block_size = _chunk_bytes(order, Layout.of(schema))
     # A task that waited for its reader would keep its CPU from other streams, of which validation
     # is one while training waits: so tasks run to their end, and only new ones are held back.
-    remote: dict[str, Any] = {"_generator_backpressure_num_objects": -1}
+    source.context._max_num_blocks_in_streaming_gen_buffer = None
+    near: dict[str, Any] = {}
     if share.node_id is not None:
-        remote["scheduling_strategy"] = NodeAffinitySchedulingStrategy(share.node_id, soft=True)
+        near["label_selector"] = {"ray.io/node-id": share.node_id}
+        near["fallback_strategy"] = [{"label_selector": {}}]
     return source.map_batches(
         _read,  # pyright: ignore[reportArgumentType]  # its batches are numpy, its blocks arrow
         batch_size=None,
         batch_format="numpy",
         fn_kwargs={"job": _Reference(ray.put(job))},
         num_cpus=min(1.0, share.cpus),
-        **remote,
+        **near,
     )
 
 

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -261,7 +262,7 @@ def _run(
     batch: dict[str, np.ndarray], function: Callable[..., Any], shared: list[Any]
 ) -> dict[str, list[str]]:
     """A user's error travels as an answer: which one is raised does not depend on who was first."""
-    items, arguments = ray.get(shared[0])
+    items, arguments = _shared(shared[0])
     answers = []
     for number in batch["id"]:
         try:
@@ -270,6 +271,12 @@ def _run(
             answer = {"error": type(error).__name__, "parts": error.args}
         answers.append(json.dumps(answer))
     return {"answer": answers}
+
+
+@lru_cache(maxsize=1)
+def _shared(reference: Any) -> tuple[list[Any], tuple[Any, ...]]:
+    """A stage's items and arguments, unpacked once a process."""
+    return ray.get(reference)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from raymtl.data.files import absolute
 from raymtl.learner import Learner
 from raymtl.models.registry import register as register_model
 from raymtl.progress import Show
+from raymtl.run import located
 from raymtl.saving import load_learner, read_config
 
 __all__ = ["Model", "evaluate", "load", "register_model", "train"]
@@ -71,14 +72,6 @@ def load(where: str | Path, which: str = "best") -> "Model":
         DamagedCheckpoint: naming the file.
     """
     return Model(scoring.choose(absolute(str(where)), which))
-
-
-def located(config: TrainConfig) -> TrainConfig:
-    """The config with its relative paths made absolute: workers run in folders of their own."""
-    keys = {"train", "valid", "schema_path"}
-    urls = {k: url for k, url in config.data.model_dump(include=keys).items() if url is not None}
-    data = config.data.model_copy(update={k: absolute(url) for k, url in urls.items()})
-    return config.model_copy(update={"data": data, "storage": absolute(config.storage)})
 
 
 class Model:

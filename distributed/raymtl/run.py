@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from raymtl.config import TrainConfig, dump, parse, parse_yaml
+from raymtl.data.files import absolute
 from raymtl.data.log import LogIndex
 from raymtl.errors import InputError
 from raymtl.schema import LogSchema
@@ -83,6 +84,14 @@ class Run:
     def write_result(self, result: dict) -> None:
         """Writes result.json."""
         self.folder.write(RESULT, json.dumps(result, indent=1, sort_keys=True).encode())
+
+
+def located(config: TrainConfig) -> TrainConfig:
+    """The config with its relative paths made absolute: workers run in folders of their own."""
+    keys = {"train", "valid", "schema_path"}
+    urls = {k: url for k, url in config.data.model_dump(include=keys).items() if url is not None}
+    data = config.data.model_copy(update={k: absolute(url) for k, url in urls.items()})
+    return config.model_copy(update={"data": data, "storage": absolute(config.storage)})
 
 
 class MetricLines:

@@ -92,7 +92,8 @@ def pass_on(process: subprocess.Popen[str], workers: dict[int, int]) -> None:
     """Prints a command's stderr, and notes each rank's process in `workers`."""
     assert process.stderr is not None
     for line in process.stderr:
-        print(line, end="", flush=True)
+        if "(raylet)" not in line:  # a page of Ray's own on the worker that was killed
+            print(line, end="", flush=True)
         if found := RANK.match(line):
             workers[int(found[1])] = int(found[2])
 

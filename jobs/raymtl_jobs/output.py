@@ -87,7 +87,7 @@ def reporting(verb: Callable[..., None]) -> Callable[..., None]:
             verb(*args, **kwargs)
         except typer.Exit:
             raise
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # Ray Train turns Ctrl-C into SystemExit(0)
             say("stopped")
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:

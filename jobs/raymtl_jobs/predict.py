@@ -35,4 +35,5 @@ def predict(
     result = predict_on_ray(
         absolute(where), log, absolute(out), tuple(key), launch, checkpoint, say
     )
-    write_result(absolute(out), "result.json", result)
+    # Readers of a parquet folder, pandas' and pyarrow's too, pass over names with an underscore.
+    write_result(absolute(out), "_result.json", result)

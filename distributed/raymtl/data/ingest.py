@@ -83,8 +83,10 @@ def dataset(
     source.context.enable_progress_bars = False
     source.context.target_max_block_size = _chunk_bytes(order, Layout.of(schema))
     # A task that waited for its reader would keep its CPU from other streams, of which validation
-    # is one while training waits: so tasks run to their end, and only new ones are held back.
-    source.context._max_num_blocks_in_streaming_gen_buffer = None
+    # is one while training waits: so a task may leave all its blocks, and only new ones are held
+    # back. The factor is for keys, whose bytes are not known here.
+    chunks = _rows_per_task(order, rank, world_size, stop_step - start_step) // order.chunk_rows
+    source.context._max_num_blocks_in_streaming_gen_buffer = 4 * (chunks + 2)
     near: dict[str, Any] = {}
     if share.node_id is not None:
         near["label_selector"] = {"ray.io/node-id": share.node_id}
@@ -153,8 +155,7 @@ def _task_ranges(
 
     Small pieces share a task, so that a task reads about a chunk's worth of rows.
     """
-    rows = order.batch_rows(rank, world_size) * (stop_step - start_step)
-    rows_per_task = max(order.chunk_rows, rows // _MOST_TASKS)
+    rows_per_task = _rows_per_task(order, rank, world_size, stop_step - start_step)
     items = []
     for line in order.cut_lines(rank, world_size, start_step, stop_step):
         if not len(line):
@@ -164,6 +165,11 @@ def _task_ranges(
         for first, last in zip(starts, [*starts[1:], len(line)], strict=True):
             items.append({"epoch": line.epoch, "first": first, "last": last})
     return items or [{"epoch": 0, "first": 0, "last": 0}]
+
+
+def _rows_per_task(order: Order, rank: int, world_size: int, num_steps: int) -> int:
+    rows = order.batch_rows(rank, world_size) * num_steps
+    return max(order.chunk_rows, rows // _MOST_TASKS)
 
 
 @dataclass(frozen=True)

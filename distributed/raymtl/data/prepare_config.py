@@ -45,7 +45,7 @@ class Derived(Section):
     """This value means missing."""
     divide: PositiveInt | None = None
     """Integer division: hourmin 1359 by 100 is hour 13."""
-    split: str | None = Field(None, min_length=1)
+    split: str | None = Field(default=None, min_length=1)
     """Cuts text at this separator into a list, for a bag."""
     days_since: str | None = None
     """Whole days from that column's date to this one's (dates, time stamps, YYYY-MM-DD as text or

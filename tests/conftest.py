@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Before torch is imported, here and in the processes tests start: spinning threads of several
+# processes on few cores take many times what one thread each does.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("raymtl", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("raymtl")
 

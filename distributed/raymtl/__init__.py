@@ -3,8 +3,9 @@
 The map, in the order a batch travels:
     config       TrainConfig and its parts; YAML and dotted overrides
     schema       LogSchema: what a log's columns mean
-    batch        Batch, Inputs and the legend of shapes
-    data         log (files, row groups), order (which rows when), decode, lanes, ingest (Ray Data);
+    batch        Batch, Inputs and the legend of shapes; layout, their columns, without torch
+    data         log (files, row groups), order (which rows when), stream (a rank's rows of some
+                 steps), decode, lanes, ingest and reading (Ray Data and what its tasks run);
                  prepare makes a training log from raw files, synthetic one with a known answer
     embedding    tables (the local reference), sharded (rows split over ranks), optimizers
     models       one file per paper; registry picks one by name
@@ -17,7 +18,7 @@ The map, in the order a batch travels:
     launch       TrainConfig to Ray Train workers
 
 Imports go one way: jobs and tuning, launch, trainer and evaluator, the parts, collectives; all may
-import batch, schema, config, errors. tests/test_layout.py holds it.
+import batch, layout, schema, config, errors. tests/test_layout.py holds it.
 
 What a program calls stands in api and is imported at first use:
     raymtl.train(config, "key=value")   raymtl.evaluate(run, log)   raymtl.load(run).predict(table)

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,9 @@ from raymtl.errors import InputError
 DATA_CPUS_PER_WORKER = 1.0
 """Logical CPUs a rank's reading tasks may hold at once."""
 LOOPBACK = "127.0.0.1"
+LOCAL_ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+"""What a local Ray's processes inherit: without it gloo looks up the host's name, which some
+distributions map to an address no interface has (127.0.1.1)."""
 
 
 def local_cpus(section: LaunchSection) -> int:
@@ -39,15 +43,16 @@ def session(section: LaunchSection) -> Iterator[None]:
     if address:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     else:
-        ray.init(
-            address="local",
-            num_cpus=local_cpus(section),
-            include_dashboard=False,
-            object_store_memory=section.object_store_bytes,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address=LOOPBACK,
-        )
+        with environment(LOCAL_ENVIRONMENT):
+            ray.init(
+                address="local",
+                num_cpus=local_cpus(section),
+                include_dashboard=False,
+                object_store_memory=section.object_store_bytes,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address=LOOPBACK,
+            )
     try:
         require_cpus(section)
         yield
@@ -69,9 +74,16 @@ def require_cpus(section: LaunchSection) -> None:
         )
 
 
-def is_local() -> bool:
-    """Whether all of Ray's nodes are this machine's loopback."""
-    return all(node["NodeManagerAddress"] == LOOPBACK for node in ray.nodes() if node["Alive"])
+@contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Sets environment variables for the block, those the user set already excepted."""
+    added = {key: value for key, value in values.items() if key not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for key in added:
+            os.environ.pop(key, None)
 
 
 def threads_per_worker(section: LaunchSection) -> int:

@@ -18,7 +18,8 @@ class DenseParameters:
 
     def __init__(self, model: nn.Module, section: DenseOptimizerSection, num_extra: int):
         self.names, parameters = (
-            zip(*model.named_parameters(), strict=True) if any(True for _ in model.parameters())
+            zip(*model.named_parameters(), strict=True)
+            if any(True for _ in model.parameters())
             else ((), ())
         )
         self.parameters: list[nn.Parameter] = list(parameters)

@@ -28,11 +28,12 @@ def lines(job: Job) -> list[str]:
     specs = table_specs(job.schema, registry.shape(config.model, layout, config.embedding.width))
     rows, state = table_bytes(specs, config.optimizer.rows.name)
     copies = config.checkpoint.keep_last + config.checkpoint.keep_best
-    stream = memory_bytes(order_of(config, job.train), layout, config.launch.num_workers)
-    _require_memory(stream, config.launch.num_workers)
+    order, num_workers = order_of(config, job.train), config.launch.num_workers
+    stream = memory_bytes(order, layout, num_workers, config.data.prefetch_chunks)
+    _require_memory(stream, num_workers)
     return [
         f"tables: {sum(s.rows for s in specs):,} rows, {_size(rows)} and {_size(state)} of "
-        f"optimizer state over {config.launch.num_workers} workers",
+        f"optimizer state over {num_workers} workers",
         f"checkpoints: {_size(rows + state)} each besides the dense part, at most {copies} kept "
         f"and one being written: {_size((rows + state) * (copies + 1))}",
         f"data: at most {_size(stream)} of open lanes and prefetched chunks per worker",

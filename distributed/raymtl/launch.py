@@ -14,22 +14,24 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from raymtl import collectives, footprint, status
-from raymtl.batch import Layout
+from raymtl.batch import Batch
 from raymtl.cluster import DATA_CPUS_PER_WORKER, session, threads_per_worker
 from raymtl.config import FailureSection, TrainConfig, parse
 from raymtl.data import ingest
-from raymtl.data.log import LogIndex
+from raymtl.data.stream import Stream
 from raymtl.errors import InputError, NonFinite, RankFailed
 from raymtl.learner import Learner
-from raymtl.preflight import Job, check, check_resume, describe
+from raymtl.preflight import check, check_resume, describe
 from raymtl.progress import Board, Show, shown
 from raymtl.run import MetricLines, Run
 from raymtl.saving import Saver
 from raymtl.schema import LogSchema
-from raymtl.source import LogSource
+from raymtl.source import LogSource, Read
 from raymtl.tensorboard import EventWriter
 from raymtl.trainer import Reports, Trainer
 
+STORE_FOR_DATA = 0.5
+"""Part of the object store that the ranks' streams share."""
 HEALTH_CHECK = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 
 
@@ -49,17 +51,21 @@ def train(config: TrainConfig, resume: bool = False, show: Show = print) -> dict
         NonFinite: a loss or gradient is not finite.
         RankFailed: workers failed more often than failure.max_failures.
     """
-    with session(config.launch):
-        job = check(config)
-        run = Run.of(job.config)
+    job = check(config)
+    run = Run.of(job.config)
+    if resume:
+        check_resume(run, job.config, job.train)
+    else:
+        run.require_new()
+        run.folder.require_writable()
+    show(describe(job))
+    with session(job.config.launch):
+        for line in footprint.lines(job):
+            show(line)
         if resume:
-            check_resume(run, job.config, job.train)
             run.write_config(job.config)
         else:
             run.begin(job.config, job.schema, job.train)
-        show(describe(job))
-        for line in footprint.lines(job):
-            show(line)
         payload = {
             "config": job.config.model_dump(mode="json"),
             "schema": job.schema.model_dump(mode="json"),
@@ -68,9 +74,9 @@ def train(config: TrainConfig, resume: bool = False, show: Show = print) -> dict
             "valid": job.valid,
         }
         result = run_workers(train_rank, payload, job.config, run.url, show)
-        result |= {"run": run.url, "num_workers": job.config.launch.num_workers}
-        run.write_result(result)
-        return result
+    result |= {"run": run.url, "num_workers": job.config.launch.num_workers}
+    run.write_result(result)
+    return result
 
 
 def run_workers(
@@ -135,7 +141,8 @@ def train_rank(payload: dict[str, Any]) -> dict[str, Any]:
     device = get_device()
     assert isinstance(device, torch.device)
     learner = Learner(config, schema, device)
-    source = LogSource(config, schema, train_index, valid_index, read_on_ray)
+    read = reader_on_ray(config.data.prefetch_chunks)
+    source = LogSource(config, schema, train_index, valid_index, read)
     saver = Saver(run, learner, train_index.digest)
     board, leads = payload["board"], collectives.rank() == 0
     board.say.remote(
@@ -159,28 +166,19 @@ def train_rank(payload: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_on_ray(
-    index: LogIndex,
-    schema: LogSchema,
-    order: Any,
-    rank: int,
-    world_size: int,
-    start_step: int,
-    stop_step: int,
-    keys: tuple[str, ...] = (),
-    labels: bool = True,
-) -> Iterator[Any]:
-    """This rank's batches through Ray Data, its executor limited to its share of the cluster."""
-    share = ingest.Share(
-        cpus=DATA_CPUS_PER_WORKER, node_id=ray.get_runtime_context().get_node_id()
-    )
-    dataset = ingest.dataset(
-        index, schema, order, rank, world_size, start_step, stop_step, keys, share, labels
-    )
-    layout = Layout.of(schema)
-    return ingest.iterate(
-        dataset.iterator(), order, layout, rank, world_size, start_step, stop_step
-    )
+def reader_on_ray(prefetch_chunks: int) -> Read:
+    """Reads through Ray Data, each stream's executor limited to its rank's share of the cluster."""
+
+    def read(stream: Stream) -> Iterator[Batch]:
+        store = ray.cluster_resources().get("object_store_memory", 0.0)
+        share = ingest.Share(
+            cpus=DATA_CPUS_PER_WORKER,
+            object_store_bytes=store * STORE_FOR_DATA / stream.span.world_size or None,
+            node_id=ray.get_runtime_context().get_node_id(),
+        )
+        return ingest.iterate(ingest.dataset(stream, share).iterator(), stream, prefetch_chunks)
+
+    return read
 
 
 def _reports(run: Run, lines: MetricLines, board: Any) -> Reports:

@@ -81,9 +81,7 @@ class Learner:
             factor = learning_rate_factor(self.config.optimizer.schedule, step, num_steps)
             scale = clip_scale(squared_norm, self.config.optimizer.clip_norm)
             self.dense.step(scale, self.config.optimizer.dense.lr * factor)
-            self.row_optimizer.step(
-                gradients, float(scale), self.config.optimizer.rows.lr * factor
-            )
+            self.row_optimizer.step(gradients, float(scale), self.config.optimizer.rows.lr * factor)
         return StepOutcome(
             loss=(total_T * self.loss_weight_T).sum(),
             loss_T=total_T,

@@ -63,7 +63,7 @@ def _follow(board: Any, show: Show, ended: threading.Event) -> None:
         transient=True,
         disable=not console.is_terminal,
     )
-    polls = 0
+    polls, shown_last = 0, ""
     with bar:
         task = bar.add_task("train", total=None, loss=float("nan"), rows_per_s=0.0)
         while not ended.wait(POLL_S) or polls == 0:
@@ -77,8 +77,10 @@ def _follow(board: Any, show: Show, ended: threading.Event) -> None:
                     loss=values["loss"],
                     rows_per_s=values["rows_per_s"],
                 )
-                if not console.is_terminal and polls % PLAIN_EVERY == 0:
-                    show(_plain(values))
+                line = _plain(values)
+                if not console.is_terminal and polls % PLAIN_EVERY == 0 and line != shown_last:
+                    show(line)
+                    shown_last = line
         _poll(board, show)
 
 

@@ -84,9 +84,7 @@ class Saver:
         self.last_complete = f"{self.run.checkpoints.url}/{name}"
         section = self.learner.config.checkpoint
         higher = self.learner.config.validation.higher_is_better
-        for old in checkpoints.to_delete(
-            self._saved, section.keep_last, section.keep_best, higher
-        ):
+        for old in checkpoints.to_delete(self._saved, section.keep_last, section.keep_best, higher):
             del self._saved[old]
             if collectives.rank() == 0:
                 checkpoints.delete(self.run.checkpoints, old)
@@ -160,9 +158,7 @@ def read_config(found: Checkpoint) -> tuple[TrainConfig, LogSchema]:
     config = parse(
         TrainConfig, parse_yaml(found.text("config.yaml"), source), f"{source}config.yaml"
     )
-    schema = parse(
-        LogSchema, parse_yaml(found.text("schema.yaml"), source), f"{source}schema.yaml"
-    )
+    schema = parse(LogSchema, parse_yaml(found.text("schema.yaml"), source), f"{source}schema.yaml")
     return config, schema
 
 

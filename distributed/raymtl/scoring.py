@@ -15,13 +15,17 @@ from ray.train.torch import get_device
 
 from raymtl import checkpoint as checkpoints
 from raymtl import collectives
+from raymtl.batch import Batch
 from raymtl.checkpoint import Checkpoint
 from raymtl.cluster import session
 from raymtl.config import LaunchSection, TrainConfig, parse
+from raymtl.data.order import Order
+from raymtl.data.stream import Span, Stream
+from raymtl.data.log import LogIndex
 from raymtl.errors import InputError
 from raymtl.evaluator import evaluate as evaluate_log
 from raymtl.evaluator import scored
-from raymtl.launch import read_on_ray, run_workers
+from raymtl.launch import reader_on_ray, run_workers
 from raymtl.learner import Learner
 from raymtl.preflight import indexed, schema_at
 from raymtl.progress import Show
@@ -99,7 +103,7 @@ def predict(
 def evaluate_rank(payload: dict[str, Any]) -> dict[str, Any]:
     """Collective. One rank of an evaluation."""
     learner, order = _prepared(payload)
-    batches = _batches(payload, learner.schema, order)
+    batches = _batches(payload, learner, order)
     return evaluate_log(learner, batches, order.steps_per_epoch, learner.config.metrics)
 
 
@@ -107,22 +111,20 @@ def predict_rank(payload: dict[str, Any]) -> dict[str, Any]:
     """Collective. One rank of a prediction; writes its part file as it goes."""
     learner, order = _prepared(payload)
     keys, rank = payload["keys"], collectives.rank()
-    batches = _batches(payload, learner.schema, order, keys, labels=False)
+    batches = _batches(payload, learner, order, keys, labels=False)
     out = Folder(payload["out"])
     scratch = Path(tempfile.mkdtemp(prefix="raymtl-predict-"))
-    part, writer, rows = scratch / "part.parquet", None, 0
+    part, rows = scratch / "part.parquet", 0
+    table_schema = _schema_of(payload["index"], keys, learner.layout.task_names)
     try:
-        for batch, probabilities_BT in scored(learner, batches, order.steps_per_epoch):
-            kept = batch.file_B >= 0
-            columns = {key: _column(batch.keys[key][kept]) for key in keys}
-            scores = probabilities_BT.cpu().numpy()[kept]
-            columns |= {task: scores[:, t] for t, task in enumerate(learner.layout.task_names)}
-            table = pa.table(columns)
-            writer = writer or pq.ParquetWriter(part, table.schema)
-            writer.write_table(table)
-            rows += table.num_rows
-        if writer is not None:
-            writer.close()
+        with pq.ParquetWriter(part, table_schema) as writer:
+            for batch, probabilities_BT in scored(learner, batches, order.steps_per_epoch):
+                kept = batch.file_B >= 0
+                columns = [batch.keys[key][kept] for key in keys]
+                columns += list(probabilities_BT.cpu().numpy()[kept].T)
+                writer.write_table(_table(columns, table_schema))
+                rows += int(kept.sum())
+        if rows:
             out.put(f"part-{rank:05d}.parquet", part)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -137,18 +139,18 @@ def _job(
     """Checks everything, and gives Ray a folder of its own that goes away afterwards."""
     ray_folder = tempfile.mkdtemp(prefix="raymtl-ray-")
     try:
+        found = choose(where, which)
+        config, schema = read_config(found)
+        config = config.model_copy(update={"launch": launch})
+        _require_same_transforms(schema, log)
+        index = indexed(log, schema, labels=labels)
+        payload = {
+            "checkpoint": found.folder.url,
+            "config": config.model_dump(mode="json"),
+            "schema": schema.model_dump(mode="json"),
+            "index": index,
+        }
         with session(launch):
-            found = choose(where, which)
-            config, schema = read_config(found)
-            config = config.model_copy(update={"launch": launch})
-            _require_same_transforms(schema, log)
-            index = indexed(log, schema, labels=labels)
-            payload = {
-                "checkpoint": found.folder.url,
-                "config": config.model_dump(mode="json"),
-                "schema": schema.model_dump(mode="json"),
-                "index": index,
-            }
             yield found, payload, config, ray_folder
     finally:
         shutil.rmtree(ray_folder, ignore_errors=True)
@@ -212,7 +214,7 @@ def _require_columns(index: Any, columns: tuple[str, ...]) -> None:
                 )
 
 
-def _prepared(payload: dict[str, Any]) -> tuple[Learner, Any]:
+def _prepared(payload: dict[str, Any]) -> tuple[Learner, Order]:
     """Collective. The learner with the checkpoint's weights, and the log's order."""
     config = parse(TrainConfig, payload["config"], "the checkpoint's config")
     schema = parse(LogSchema, payload["schema"], "the checkpoint's schema")
@@ -227,24 +229,25 @@ def _prepared(payload: dict[str, Any]) -> tuple[Learner, Any]:
 
 def _batches(
     payload: dict[str, Any],
-    schema: LogSchema,
-    order: Any,
+    learner: Learner,
+    order: Order,
     keys: tuple[str, ...] = (),
     labels: bool = True,
-) -> Iterator[Any]:
-    rank, world_size = collectives.rank(), collectives.world_size()
-    return read_on_ray(
-        payload["index"],
-        schema,
-        order,
-        rank,
-        world_size,
-        0,
-        order.steps_per_epoch,
-        keys=keys,
-        labels=labels,
-    )
+) -> Iterator[Batch]:
+    span = Span(collectives.rank(), collectives.world_size(), 0, order.steps_per_epoch)
+    stream = Stream(payload["index"], learner.schema, order, span, keys, labels)
+    return reader_on_ray(learner.config.data.prefetch_chunks)(stream)
 
 
-def _column(values: np.ndarray) -> pa.Array:
-    return pa.array(values.tolist() if values.dtype == object else values)
+def _schema_of(index: LogIndex, keys: tuple[str, ...], tasks: tuple[str, ...]) -> pa.Schema:
+    """Columns of a prediction: the keys with the log's own types, then a score for each task."""
+    types = [(key, index.schemas[0].field(key).type) for key in keys]
+    return pa.schema(types + [(task, pa.float32()) for task in tasks])
+
+
+def _table(columns: list[np.ndarray], schema: pa.Schema) -> pa.Table:
+    arrays = [
+        pa.array(values.tolist() if values.dtype == object else values, field.type)
+        for values, field in zip(columns, schema, strict=True)
+    ]
+    return pa.table(arrays, schema=schema)

@@ -11,10 +11,11 @@ from raymtl.config import TrainConfig
 from raymtl.data.lanes import read_batches
 from raymtl.data.log import LogIndex
 from raymtl.data.order import Order
+from raymtl.data.stream import Span, Stream
 from raymtl.schema import LogSchema
 
-Read = Callable[..., Iterator[Batch]]
-"""(index, schema, order, rank, world_size, start_step, stop_step) -> batches."""
+Read = Callable[[Stream], Iterator[Batch]]
+"""Gives a stream's batches."""
 MOST_NAMED = 5
 """Row groups named in a message; the rest are counted."""
 
@@ -56,8 +57,8 @@ class LogSource:
     def _batches(
         self, index: LogIndex, order: Order, start_step: int, stop_step: int
     ) -> Iterator[Batch]:
-        rank, world_size = collectives.rank(), collectives.world_size()
-        return self._read(index, self.schema, order, rank, world_size, start_step, stop_step)
+        span = Span(collectives.rank(), collectives.world_size(), start_step, stop_step)
+        return self._read(Stream(index, self.schema, order, span))
 
 
 def order_of(
@@ -85,8 +86,8 @@ def origin(index: LogIndex, batch: Batch, rows: Tensor) -> str:
         group = int(np.searchsorted(ends, batch.row_B[i], side="right"))
         groups.setdefault((file.path, group), []).append(int(batch.row_B[i]))
     named = [
-        f"{path} row group {group} (row {members[0]}{f' and {len(members) - 1} more' if len(members) > 1 else ''})"
-        for (path, group), members in list(groups.items())[:MOST_NAMED]
+        f"{path} row group {group} (row {first}{f' and {len(more)} more' if more else ''})"
+        for (path, group), (first, *more) in list(groups.items())[:MOST_NAMED]
     ]
     rest = len(groups) - len(named)
     return "; ".join(named) + (f"; and {rest} more row groups" if rest > 0 else "")

@@ -21,7 +21,7 @@ def filesystem(url: str) -> tuple[fs.FileSystem, str]:
         InputError: the URL's scheme is unknown or its filesystem cannot be opened.
     """
     if "://" not in url:
-        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(url))
+        return fs.LocalFileSystem(), absolute(url)
     try:
         return fs.FileSystem.from_uri(url)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -37,6 +37,12 @@ def filesystem(url: str) -> tuple[fs.FileSystem, str]:
     return fs.PyFileSystem(fs.FSSpecHandler(handler)), path
 
 
+def absolute(url: str) -> str:
+    """The URL without a slash at its end; a local path made absolute."""
+    url = url.rstrip("/") if len(url) > 1 else url
+    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
+
+
 def _unreachable(url: str, error: Exception) -> InputError:
     return InputError(
         "a URL cannot be opened",
@@ -50,7 +56,8 @@ class Folder:
     """A folder: whole small files, streamed large ones. Names are relative, `/` parts allowed."""
 
     def __init__(self, url: str):
-        self.url = url.rstrip("/") if len(url) > 1 else url
+        # Ray Train's workers have another working folder, so a relative path becomes absolute.
+        self.url = absolute(url)
         self.filesystem, self.path = filesystem(self.url)
         self.path = self.path.rstrip("/")
 

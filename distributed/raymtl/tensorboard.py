@@ -17,7 +17,9 @@ class EventWriter:
         """Adds one metrics.jsonl line."""
         if not self._folder.is_local:
             if self._writer is None:
-                warnings.warn("TensorBoard events are written to local run folders only", stacklevel=2)
+                warnings.warn(
+                    "TensorBoard events are written to local run folders only", stacklevel=2
+                )
                 self._writer = False
             return
         if self._writer is None:

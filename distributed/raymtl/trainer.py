@@ -1,7 +1,7 @@
 """The training loop. Takes batches and callables; knows nothing of Ray.
 
-    batch -> status and denominators agreed -> step -> metrics
-    -> every so often: validate, checkpoint, report
+batch -> status and denominators agreed -> step -> metrics
+-> every so often: validate, checkpoint, report
 """
 
 import time

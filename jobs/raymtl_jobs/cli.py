@@ -44,9 +44,7 @@ def _print_version(wanted: bool) -> None:
 def raymtl(
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
-        ),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and end."),
     ] = False,
 ) -> None:
     """Multi-task recommenders with task-specific embeddings on industrial logs, on Ray."""

@@ -1,4 +1,4 @@
-"""`make demo`: a generated log, STEM-Net on two workers, one of them killed, the recovery, the test.
+"""`make demo`: a generated log, STEM-Net on two workers, one killed, the recovery, a test.
 
 Every step is a command a user would type; it is printed before it runs. All is made below ./demo.
 """
@@ -65,13 +65,17 @@ def run(arguments: list[str]) -> int:
 
 def command(arguments: list[str]) -> list[str]:
     """`raymtl …` with this Python."""
-    return [sys.executable, "-m", "raymtl_jobs.cli", *arguments]
+    return [sys.executable, "-u", "-m", "raymtl_jobs.cli", *arguments]
 
 
 def train_and_kill(arguments: list[str]) -> int:
     """Runs training, and kills the last rank's worker once a checkpoint is complete."""
     process = subprocess.Popen(
-        command(arguments), stderr=subprocess.PIPE, text=True, errors="replace"
+        command(arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
     )
     workers: dict[int, int] = {}
     echo = threading.Thread(target=pass_on, args=(process, workers), daemon=True)
@@ -89,9 +93,9 @@ def train_and_kill(arguments: list[str]) -> int:
 
 
 def pass_on(process: subprocess.Popen[str], workers: dict[int, int]) -> None:
-    """Prints a command's stderr, and notes each rank's process in `workers`."""
-    assert process.stderr is not None
-    for line in process.stderr:
+    """Prints a command's lines, and notes each rank's process in `workers`."""
+    assert process.stdout is not None
+    for line in process.stdout:
         if "(raylet)" not in line:  # a page of Ray's own on the worker that was killed
             print(line, end="", flush=True)
         if found := RANK.match(line):

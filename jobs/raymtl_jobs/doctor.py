@@ -22,7 +22,6 @@ def doctor(
 ) -> None:
     """Check versions, cores, memory, storage, a local Ray, and workers meeting over gloo."""
     checks: dict[str, Callable[[], str]] = {
-        "python": python_version,
         "versions": versions,
         "cores": cores,
         "memory": memory,
@@ -58,13 +57,6 @@ ADVICE = {
 }
 
 
-def python_version() -> str:
-    """Python, 3.11 or newer."""
-    if sys.version_info < (3, 11):
-        raise InputError("", sys.version.split()[0], "3.11", "use Python 3.11 or newer")
-    return sys.version.split()[0]
-
-
 def versions() -> str:
     """The libraries that do the work, imported."""
     import pyarrow
@@ -73,7 +65,8 @@ def versions() -> str:
 
     gpus = torch.cuda.device_count()
     on = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "no GPU: training runs on CPU"
-    return f"torch {torch.__version__}, ray {ray.__version__}, pyarrow {pyarrow.__version__}; {on}"
+    names = f"python {sys.version.split()[0]}, torch {torch.__version__}, ray {ray.__version__}"
+    return f"{names}, pyarrow {pyarrow.__version__}; {on}"
 
 
 def cores() -> str:

@@ -20,8 +20,9 @@ def show_plan(where: str, which: str, log: str, launch: LaunchSection, labels: b
 
 
 def results_folder(where: str, log: str) -> str:
-    """Folder of an evaluation's result: below the run, by the log's name; a checkpoint's below its
-    run, or beside it where it lies alone.
+    """Folder of an evaluation's result: below the run, by the log's name.
+
+    That of a single checkpoint lies below its run too, or beside it where it has none.
     """
     from raymtl.run import CONFIG
     from raymtl.storage import Folder

@@ -13,7 +13,7 @@ from raymtl.batch import Batch
 from raymtl.checkpoint import Checkpoint
 from raymtl.config import TrainConfig, override, parse
 from raymtl.data.lanes import read_batches
-from raymtl.data.log import LogIndex
+from raymtl.data.stream import Stream
 from raymtl.learner import Learner
 from raymtl.preflight import check
 from raymtl.run import MetricLines, Run
@@ -56,9 +56,9 @@ class Watched:
         self.rows: dict[int, list[tuple[int, int]]] = {}
         self.failing = failing or {}
 
-    def __call__(self, index: LogIndex, *args: Any, **kwargs: Any) -> Iterator[Batch]:
-        batches = read_batches(index, *args, **kwargs)
-        return self._watched(batches) if index.url.endswith("/train") else batches
+    def __call__(self, stream: Stream) -> Iterator[Batch]:
+        batches = read_batches(stream)
+        return self._watched(batches) if stream.index.url.endswith("/train") else batches
 
     def _watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:

@@ -1,10 +1,10 @@
 """Training on 1, 2 and 3 ranks: same losses, same batches, exact resume, one failure for all."""
 
 import time
-from pathlib import Path
 
 import pytest
 import torch
+
 from helpers.logs import small_log
 from helpers.procs import run_ranks
 from helpers.training import (

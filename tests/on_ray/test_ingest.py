@@ -15,6 +15,7 @@ from raymtl.data.ingest import Share, dataset, iterate, memory_bytes
 from raymtl.data.lanes import read_batches
 from raymtl.data.log import LogIndex, read_index
 from raymtl.data.order import Order
+from raymtl.data.stream import Span, Stream
 from raymtl.errors import InputError
 from raymtl.schema import BagFeature
 
@@ -34,61 +35,64 @@ def order_of(index: LogIndex, shuffled: bool = True) -> Order:
     return Order(index, 3, 6, chunk_rows=64, rows_per_step=20, shuffled=shuffled)
 
 
+def stream_of(order: Order, *span: int, keys: tuple[str, ...] = ()) -> Stream:
+    """The stream of a rank, world size, start step and stop step."""
+    return Stream(order.index, SCHEMA, order, Span(*span), keys)
+
+
 @pytest.mark.parametrize("shuffled", [True, False])
 def test_two_ranks_read_in_turn_give_the_plain_readers_batches(
     index: LogIndex, shuffled: bool
 ) -> None:
     order = order_of(index, shuffled)
     steps = (5, 2 * order.steps_per_epoch + 3)
-    streams = []
     share = replace(SHARE, node_id=ray.get_runtime_context().get_node_id())
-    for rank in range(2):
-        made = dataset(index, SCHEMA, order, rank, 2, *steps, KEYS, share)
-        streams.append(iterate(made.iterator(), order, LAYOUT, rank, 2, *steps))
-    plain = [read_batches(index, SCHEMA, order, rank, 2, *steps, KEYS) for rank in range(2)]
+    streams = [stream_of(order, rank, 2, *steps, keys=KEYS) for rank in range(2)]
+    read = [iterate(dataset(stream, share).iterator(), stream) for stream in streams]
+    plain = [read_batches(stream) for stream in streams]
     for step in range(*steps):
         for rank in range(2):
-            got = next(streams[rank])
+            got = next(read[rank])
             assert got.step == step
             assert_same_batch(got, next(plain[rank]))
-    assert [next(stream, None) for stream in streams] == [None, None]
+    assert [next(batches, None) for batches in read] == [None, None]
 
 
 def test_a_stream_that_is_left_early_does_not_hold_up_another(index: LogIndex) -> None:
     order = order_of(index)
-    steps = (0, 40 * order.steps_per_epoch)
-    made = dataset(index, SCHEMA, order, 0, 1, *steps, share=Share(cpus=4))
-    stream = iterate(made.iterator(), order, LAYOUT, 0, 1, *steps)
-    assert next(stream).step == 0
-    again = dataset(index, SCHEMA, order, 0, 1, 0, 2, share=Share(cpus=1))
-    assert [b.step for b in iterate(again, order, LAYOUT, 0, 1, 0, 2)] == [0, 1]
-    assert next(stream).step == 1
-    del stream
+    long, short = (
+        stream_of(order, 0, 1, 0, 40 * order.steps_per_epoch),
+        stream_of(order, 0, 1, 0, 2),
+    )
+    batches = iterate(dataset(long, Share(cpus=4)).iterator(), long)
+    assert next(batches).step == 0
+    assert [b.step for b in iterate(dataset(short, Share(cpus=1)), short)] == [0, 1]
+    assert next(batches).step == 1
+    del batches
 
 
 def test_a_piece_that_ray_cuts_into_blocks_is_put_together_again(
     index: LogIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ingest, "_chunk_bytes", lambda *_: 1000)
-    order = order_of(index)
-    made = dataset(index, SCHEMA, order, 0, 1, 0, 4, KEYS)
-    assert made.materialize().num_blocks() > 2 * len(list(order.pieces(0, 1, 0, 4)))
-    plain = read_batches(index, SCHEMA, order, 0, 1, 0, 4, KEYS)
-    for got, wanted in zip(iterate(made, order, LAYOUT, 0, 1, 0, 4), plain, strict=True):
+    stream = stream_of(order_of(index), 0, 1, 0, 4, keys=KEYS)
+    made = dataset(stream)
+    assert made.materialize().num_blocks() > 2 * len(list(stream.pieces()))
+    for got, wanted in zip(iterate(made, stream), read_batches(stream), strict=True):
         assert_same_batch(got, wanted)
 
 
 def test_a_node_that_is_gone_does_not_stop_the_reading(index: LogIndex) -> None:
-    order = order_of(index)
-    made = dataset(index, SCHEMA, order, 0, 1, 0, 2, share=replace(SHARE, node_id="0" * 56))
-    assert [b.step for b in iterate(made, order, LAYOUT, 0, 1, 0, 2)] == [0, 1]
+    stream = stream_of(order_of(index), 0, 1, 0, 2)
+    made = dataset(stream, replace(SHARE, node_id="0" * 56))
+    assert [b.step for b in iterate(made, stream)] == [0, 1]
 
 
 def test_a_rank_without_rows_gets_padding(tmp_path: Path) -> None:
     index = read_index(write_log(tmp_path, [2]), SCHEMA)
     order = Order(index, 0, 4, 16, 1, shuffled=False)
-    made = dataset(index, SCHEMA, order, 3, 4, 0, 3)
-    assert [b.num_rows for b in iterate(made, order, LAYOUT, 3, 4, 0, 3)] == [0, 0, 0]
+    stream = stream_of(order, 3, 4, 0, 3)
+    assert [b.num_rows for b in iterate(dataset(stream), stream)] == [0, 0, 0]
 
 
 def test_a_bad_value_in_a_task_is_the_input_error_it_was(tmp_path: Path) -> None:
@@ -99,9 +103,9 @@ def test_a_bad_value_in_a_task_is_the_input_error_it_was(tmp_path: Path) -> None
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=50)
     index = read_index(str(tmp_path), SCHEMA)
     order = Order(index, 0, 2, 64, 10, shuffled=False)
-    stream = iterate(dataset(index, SCHEMA, order, 0, 1, 0, 10), order, LAYOUT, 0, 1, 0, 10)
+    stream = stream_of(order, 0, 1, 0, 10)
     with pytest.raises(InputError) as caught:
-        list(stream)
+        list(iterate(dataset(stream), stream))
     assert type(caught.value) is InputError
     assert "a.parquet, row group 3" in caught.value.got
 
@@ -110,24 +114,23 @@ def test_a_file_rewritten_under_a_run_is_named(tmp_path: Path) -> None:
     index = read_index(write_log(tmp_path, [100, 100]), SCHEMA)
     pq.write_table(table_of(0, 100), tmp_path / "part-001.parquet")
     order = Order(index, 0, 2, 64, 10, shuffled=False)
-    stream = iterate(dataset(index, SCHEMA, order, 0, 1, 0, 10), order, LAYOUT, 0, 1, 0, 10)
+    stream = stream_of(order, 0, 1, 0, 10)
     with pytest.raises(InputError, match="rewritten since it was indexed") as caught:
-        list(stream)
+        list(iterate(dataset(stream), stream))
     assert "part-001.parquet" in caught.value.got
 
 
 def test_a_log_larger_than_the_object_store_streams_through(tmp_path: Path) -> None:
     bag = BagFeature(kind="bag", name="tags", encoding="index", table="item", max_length=500)
     schema = SCHEMA.model_copy(update={"features": [SCHEMA.features[0], bag]})
-    layout = Layout.of(schema)
     index = read_index(write_log(tmp_path, [20_000], 2000), schema)
     order = Order(index, 0, 4, chunk_rows=2000, rows_per_step=500, shuffled=True)
     num_steps = order.steps_per_epoch * 8
     store = ray.cluster_resources()["object_store_memory"]
-    assert num_steps * 2000 * ingest.row_bytes(layout) > 1.5 * store
+    assert num_steps * 2000 * ingest.row_bytes(Layout.of(schema)) > 1.5 * store
     share = Share(1.0, object_store_bytes=30_000_000)
-    made = dataset(index, schema, order, 0, 1, 0, num_steps, share=share)
-    rows = sum(b.num_rows for b in iterate(made, order, layout, 0, 1, 0, num_steps))
+    stream = Stream(index, schema, order, Span(0, 1, 0, num_steps))
+    rows = sum(b.num_rows for b in iterate(dataset(stream, share), stream))
     assert rows == 20_000 * 8
 
 

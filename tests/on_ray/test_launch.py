@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from helpers.logs import small_log
 from helpers.training import bytes_of, read_lines, small_config
-
 from raymtl import launch, scoring
 from raymtl.config import LaunchSection, TrainConfig, parse
 from raymtl.errors import IdOutOfRange, InputError

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.logs import small_log
-from helpers.training import small_config, train_on_rank
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.logs import small_log
+from helpers.training import small_config, train_on_rank
 from raymtl import checkpoint
 from raymtl.checkpoint import Checkpoint, to_delete
 from raymtl.errors import DamagedCheckpoint, InputError

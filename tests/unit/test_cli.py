@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
+
 from helpers.cli import HOMES, raymtl
 from helpers.logs import small_log
+from raymtl.config import TrainConfig
+from raymtl.errors import DamagedCheckpoint, InputError, NonFinite, RankFailed
 from raymtl_jobs import names
 from raymtl_jobs.cli import app
 from raymtl_jobs.output import four_parts, report, without_traceback
-from typer.testing import CliRunner
-
-from raymtl.config import TrainConfig
-from raymtl.errors import DamagedCheckpoint, InputError, NonFinite, RankFailed
 
 SMALL = ["data.chunk_rows=400", "train.global_batch_size=256"]
 

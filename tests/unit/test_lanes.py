@@ -11,10 +11,11 @@ import torch
 
 from helpers.parquet import SCHEMA, table_of, write_log
 from helpers.resume import assert_resumes_exactly, assert_same_batch
-from raymtl.batch import Batch, Layout
-from raymtl.data.lanes import batches, read_batches, read_piece
+from raymtl.batch import Batch
+from raymtl.data.lanes import batches, read_batches
 from raymtl.data.log import LogIndex, read_index
 from raymtl.data.order import Order
+from raymtl.data.stream import Span, Stream
 from raymtl.errors import IdOutOfRange, InputError
 
 NUM_LANES = 7
@@ -30,6 +31,11 @@ def order_of(index: LogIndex, shuffled: bool = True) -> Order:
     return Order(index, 11, NUM_LANES, chunk_rows=16, rows_per_step=4, shuffled=shuffled)
 
 
+def stream_of(order: Order, *span: int, keys: tuple[str, ...] = ()) -> Stream:
+    """The stream of a rank, world size, start step and stop step."""
+    return Stream(order.index, SCHEMA, order, Span(*span), keys)
+
+
 def log_rows(batch: Batch) -> np.ndarray:
     """Which row of the whole log each row is, -1 for padding."""
     return np.where(batch.file_B < 0, -1, FILE_STARTS[batch.file_B] + batch.row_B)
@@ -40,7 +46,7 @@ def test_every_value_of_a_row_stays_with_its_row(index: LogIndex, shuffled: bool
     order = order_of(index, shuffled)
     keys = ("key", "maybe")
     seen = []
-    for batch in read_batches(index, SCHEMA, order, 0, 1, 0, order.steps_per_epoch, keys):
+    for batch in read_batches(stream_of(order, 0, 1, 0, order.steps_per_epoch, keys=keys)):
         n = log_rows(batch)
         real = n >= 0
         seen += n[real].tolist()
@@ -60,7 +66,7 @@ def test_every_value_of_a_row_stays_with_its_row(index: LogIndex, shuffled: bool
 
 def test_padding_has_no_weight_no_ids_and_no_origin(index: LogIndex) -> None:
     order = order_of(index)
-    *whole, last = read_batches(index, SCHEMA, order, 0, 1, 0, order.steps_per_epoch)
+    *whole, last = read_batches(stream_of(order, 0, 1, 0, order.steps_per_epoch))
     assert all(b.num_rows == len(b) == 28 for b in whole)
     assert len(last) == 28
     assert last.num_rows == 135 - 28 * 4
@@ -81,11 +87,11 @@ def test_the_ranks_batches_are_the_single_ranks_lanes(
 ) -> None:
     order = order_of(index, shuffled)
     stop = order.steps_per_epoch + 2
-    single = list(read_batches(index, SCHEMA, order, 0, 1, 0, stop))
+    single = list(read_batches(stream_of(order, 0, 1, 0, stop)))
     for rank in range(world_size):
         lanes = order.lanes(rank, world_size)
         rows = (lanes[:, None] * 4 + np.arange(4)).ravel()
-        mine = read_batches(index, SCHEMA, order, rank, world_size, 0, stop)
+        mine = read_batches(stream_of(order, rank, world_size, 0, stop))
         for got, whole in zip(mine, single, strict=True):
             arrays = {k: v[rows] for k, v in vars(whole).items() if hasattr(v, "shape")}
             assert_same_batch(got, replace(whole, **arrays))
@@ -101,7 +107,8 @@ def test_resuming_at_any_step_yields_the_same_batches(
 
     def load(start: int) -> Iterator[Batch]:
         fresh = order_of(index, shuffled)
-        return read_batches(index, SCHEMA, fresh, world_size - 1, world_size, start, stop, ("key",))
+        span = (world_size - 1, world_size, start, stop)
+        return read_batches(stream_of(fresh, *span, keys=("key",)))
 
     assert_resumes_exactly(load, stop)
 
@@ -109,27 +116,29 @@ def test_resuming_at_any_step_yields_the_same_batches(
 def test_more_lanes_than_rows_gives_ranks_of_padding_only(tmp_path: Path) -> None:
     index = read_index(write_log(tmp_path, [3]), SCHEMA)
     order = Order(index, 0, 8, 16, 2, shuffled=True)
-    rows = [list(read_batches(index, SCHEMA, order, r, 8, 0, 2)) for r in range(8)]
+    rows = [list(read_batches(stream_of(order, r, 8, 0, 2))) for r in range(8)]
     assert order.steps_per_epoch == 1
     assert [b.num_rows for batches in rows for b in batches].count(1) == 6
     assert all(len(b) == 2 for batches in rows for b in batches)
 
 
 def test_pieces_of_another_start_step_are_caught(index: LogIndex) -> None:
-    order, layout = order_of(index), Layout.of(SCHEMA)
-    pieces = [(p, read_piece(index, SCHEMA, order, p)) for p in order.pieces(0, 1, 2)]
+    order = order_of(index)
+    stream = stream_of(order, 0, 1, 2, 3)
+    pieces = [(p, stream.read(p)) for p in stream.pieces()]
     with pytest.raises(AssertionError, match="a piece of"):
-        next(batches(pieces, order, layout, 0, 1, 1, 3))
-    assert next(batches(pieces, order, layout, 0, 1, 2, 3)).step == 2
+        next(batches(pieces, stream_of(order, 0, 1, 1, 3)))
+    assert next(batches(pieces, stream)).step == 2
 
 
 def test_pieces_that_end_early_or_late_are_caught(index: LogIndex) -> None:
-    order, layout = order_of(index), Layout.of(SCHEMA)
-    pieces = [(p, read_piece(index, SCHEMA, order, p)) for p in order.pieces(0, 1, 0)]
+    order = order_of(index)
+    stream = stream_of(order, 0, 1, 0, order.steps_per_epoch)
+    pieces = [(p, stream.read(p)) for p in stream.pieces()]
     with pytest.raises(AssertionError, match="the pieces end before step"):
-        list(batches(pieces[:-1], order, layout, 0, 1, 0, order.steps_per_epoch))
+        list(batches(pieces[:-1], stream))
     with pytest.raises(AssertionError, match="pieces are left"):
-        list(batches(pieces, order, layout, 0, 1, 0, 1))
+        list(batches(pieces, stream_of(order, 0, 1, 0, 1)))
 
 
 def test_a_bad_value_is_named_with_its_row_in_the_file(tmp_path: Path) -> None:
@@ -141,7 +150,7 @@ def test_a_bad_value_is_named_with_its_row_in_the_file(tmp_path: Path) -> None:
     index = read_index(str(tmp_path), SCHEMA)
     order = Order(index, 0, 2, 100, 5, shuffled=True)
     with pytest.raises(IdOutOfRange) as caught:
-        list(read_batches(index, SCHEMA, order, 0, 1, 0, 5))
+        list(read_batches(stream_of(order, 0, 1, 0, 5)))
     assert "999999" in str(caught.value)
     assert "a.parquet, row group 1" in str(caught.value)
 
@@ -154,15 +163,16 @@ def test_a_bad_label_of_another_ranks_rows_is_not_this_ranks_error(tmp_path: Pat
     pq.write_table(table, tmp_path / "a.parquet")
     index = read_index(str(tmp_path), SCHEMA)
     order = Order(index, 0, 2, 100, 1, shuffled=False)
-    assert len(list(read_batches(index, SCHEMA, order, 0, 2, 0, 4))) == 4
+    assert len(list(read_batches(stream_of(order, 0, 2, 0, 4)))) == 4
     with pytest.raises(InputError, match="row 1 of it"):
-        list(read_batches(index, SCHEMA, order, 1, 2, 0, 4))
+        list(read_batches(stream_of(order, 1, 2, 0, 4)))
 
 
 def test_labels_need_not_be_there_for_predicting(tmp_path: Path) -> None:
     pq.write_table(table_of(0, 9).drop_columns(["click", "like"]), tmp_path / "a.parquet")
     index = read_index(str(tmp_path))
     order = Order(index, 0, 2, 100, 5, shuffled=False)
-    (batch,) = read_batches(index, SCHEMA, order, 0, 1, 0, 1, ("key",), labels=False)
+    stream = replace(stream_of(order, 0, 1, 0, 1, keys=("key",)), labels=False)
+    (batch,) = read_batches(stream)
     assert not batch.mask_BT.any()
     assert batch.keys["key"][:9].tolist() == [f"row-{i}" for i in range(9)]

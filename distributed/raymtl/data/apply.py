@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymtl.data import values
-from raymtl.data.encode import NONE, encode
+from raymtl.data.encode import encode
 from raymtl.data.files import filesystem
 from raymtl.data.fitted import log_column
 from raymtl.data.prepare_config import SPLITS
@@ -17,6 +17,7 @@ from raymtl.data.rows import Recipe, stream
 from raymtl.data.split import Places
 from raymtl.data.statistics import Tally
 from raymtl.data.vocabulary import look_up
+from raymtl.layout import PAD
 from raymtl.schema import BagFeature, CategoricalFeature, LogSchema, NumericFeature
 
 
@@ -144,4 +145,4 @@ def _rows_of(
     if f.table_name in vocabularies:
         return look_up(raw, vocabularies[f.table_name])
     rows = encode(raw, f, fitted, origin.where)
-    return pa.array(rows.astype(np.int32), mask=rows == NONE)
+    return pa.array(rows.astype(np.int32), mask=rows == PAD)

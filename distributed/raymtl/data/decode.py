@@ -5,10 +5,10 @@ from typing import NoReturn
 import numpy as np
 import pyarrow as pa
 
-from raymtl.batch import IdColumns, Layout
 from raymtl.data import lists
-from raymtl.data.encode import NONE, column_of, digests, encode, hash_rows, is_null, out_of_range
+from raymtl.data.encode import column_of, digests, encode, hash_rows, is_null, out_of_range
 from raymtl.errors import InputError
+from raymtl.layout import PAD, IdColumns, Layout
 from raymtl.schema import (
     BagFeature,
     CategoricalFeature,
@@ -65,7 +65,7 @@ def _features(
     table: pa.Table, schema: LogSchema, layout: Layout, where: str
 ) -> dict[str, np.ndarray]:
     n = table.num_rows
-    ids = np.full((n, layout.num_id_columns), NONE, np.int32)
+    ids = np.full((n, layout.num_id_columns), PAD, np.int32)
     bag_weights = np.zeros((n, layout.num_bag_weights), np.float32)
     numeric = np.zeros((n, len(layout.numeric_names)), np.float32)
     columns = {c.feature: c for c in layout.id_columns}

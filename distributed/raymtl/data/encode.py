@@ -8,10 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymtl.errors import IdOutOfRange, InputError
+from raymtl.layout import PAD
 from raymtl.schema import IdFeature, LogSchema, Table
-
-NONE = -1
-"""What a null encodes to; the same number as batch.PAD."""
 
 
 def column_of(table: pa.Table, name: str) -> pa.Array:
@@ -36,7 +34,7 @@ def encode(values: pa.Array, feature: IdFeature, schema: LogSchema, where: str) 
         where: file and row group, for errors.
 
     Returns:
-        int64 (n,), NONE where the value is null (or -1 with index encoding).
+        int64 (n,), PAD where the value is null (or -1 with index encoding).
 
     Raises:
         IdOutOfRange: an index lies outside the table.
@@ -44,7 +42,7 @@ def encode(values: pa.Array, feature: IdFeature, schema: LogSchema, where: str) 
     """
     table = schema.table(feature.table_name)
     if pa.types.is_null(values.type):
-        return np.full(len(values), NONE, np.int64)
+        return np.full(len(values), PAD, np.int64)
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.int64())
     is_integer = pa.types.is_integer(values.type)
@@ -59,7 +57,7 @@ def encode(values: pa.Array, feature: IdFeature, schema: LogSchema, where: str) 
         return _index(values, feature, table, where)
     if feature.encoding == "vocabulary":
         return _vocabulary(values, table)
-    rows = np.full(len(values), NONE, np.int64)
+    rows = np.full(len(values), PAD, np.int64)
     present = ~is_null(values)
     rows[present] = _to_rows(digests(values.drop_null()), table.num_rows)
     return rows
@@ -158,7 +156,7 @@ def _vocabulary(values: pa.Array, table: Table) -> np.ndarray:
     known = pc.SetLookupOptions(pa.array(table.values, texts.type))
     place = pc.call_function("index_in", [texts], known)
     rows = place.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64) + 1
-    rows[is_null(values)] = NONE
+    rows[is_null(values)] = PAD
     return rows
 
 
@@ -168,8 +166,8 @@ def _index(values: pa.Array, feature: IdFeature, table: Table, where: str) -> np
         largest = pa.scalar(2**63 - 1, pa.uint64())
         keep_nulls = pc.ElementWiseAggregateOptions(skip_nulls=False)
         values = pc.call_function("min_element_wise", [values, largest], keep_nulls)
-    ids = values.cast(pa.int64()).fill_null(NONE).to_numpy(zero_copy_only=False)
-    wrong = np.flatnonzero((ids < NONE) | (ids >= rows))
+    ids = values.cast(pa.int64()).fill_null(PAD).to_numpy(zero_copy_only=False)
+    wrong = np.flatnonzero((ids < PAD) | (ids >= rows))
     if len(wrong):
         raise out_of_range(feature.name, int(ids[wrong[0]]), table.name, rows, where)
     return ids

@@ -15,11 +15,11 @@ import ray.data
 from ray.data import DataIterator, Dataset, ExecutionResources
 
 from raymtl.batch import Batch, Layout
-from raymtl.data.lanes import Arrays, batches, read_piece
-from raymtl.data.log import LogIndex
+from raymtl.data import reading
+from raymtl.data.lanes import batches
 from raymtl.data.order import Order, Piece
+from raymtl.data.stream import Arrays, Span, Stream
 from raymtl.errors import input_error_in
-from raymtl.schema import LogSchema
 
 _MOST_TASKS = 4_000
 """Tasks of one dataset, each of which costs the driver about a millisecond before the start;
@@ -40,40 +40,14 @@ class Share:
     """Node to read on while it has room: the rank's own."""
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What every task of a dataset needs to know; put into the object store once."""
-
-    index: LogIndex
-    schema: LogSchema
-    order: Order
-    share: tuple[int, int]
-    start_step: int
-    stop_step: int
-    keys: tuple[str, ...]
-    labels: bool
-
-
-def dataset(
-    index: LogIndex,
-    schema: LogSchema,
-    order: Order,
-    rank: int,
-    world_size: int,
-    start_step: int,
-    stop_step: int,
-    keys: tuple[str, ...] = (),
-    share: Share | None = None,
-    labels: bool = True,
-) -> Dataset:
-    """A rank's decoded rows of all these steps, in order; nothing is read before it is iterated.
+def dataset(stream: Stream, share: Share | None = None) -> Dataset:
+    """A stream's decoded rows in order; nothing is read before it is iterated.
 
     Blocks hold `decode`'s arrays and `piece`, the number of the piece each row belongs to. Must be
-    given to `iterate` with the same order, rank, world size and steps.
+    given to `iterate` with the same stream.
     """
-    share = share or Share()
-    job = _Job(index, schema, order, (rank, world_size), start_step, stop_step, keys, labels)
-    items = _task_ranges(order, rank, world_size, start_step, stop_step)
+    share, order = share or Share(), stream.order
+    items = _task_ranges(order, stream.span)
     source = ray.data.from_items(items, override_num_blocks=len(items))
     options = source.context.execution_options
     options.preserve_order = True
@@ -81,37 +55,30 @@ def dataset(
         cpu=share.cpus, object_store_memory=share.object_store_bytes
     )
     source.context.enable_progress_bars = False
-    source.context.target_max_block_size = _chunk_bytes(order, Layout.of(schema))
+    source.context.target_max_block_size = _chunk_bytes(order, stream.layout)
     # A task that waited for its reader would keep its CPU from other streams, of which validation
     # is one while training waits: so a task may leave all its blocks, and only new ones are held
     # back. The factor is for keys, whose bytes are not known here.
-    chunks = _rows_per_task(order, rank, world_size, stop_step - start_step) // order.chunk_rows
+    chunks = _rows_per_task(order, stream.span) // order.chunk_rows
     source.context._max_num_blocks_in_streaming_gen_buffer = 4 * (chunks + 2)
     near: dict[str, Any] = {}
     if share.node_id is not None:
         near["label_selector"] = {"ray.io/node-id": share.node_id}
         near["fallback_strategy"] = [{"label_selector": {}}]
     return source.map_batches(
-        _read,  # pyright: ignore[reportArgumentType]  # its batches are numpy, its blocks arrow
+        reading.read,  # pyright: ignore[reportArgumentType]  # its batches are numpy, its blocks arrow
         batch_size=None,
         batch_format="numpy",
-        fn_kwargs={"job": _Reference(ray.put(job))},
+        fn_kwargs={"stream": reading.Reference(ray.put(stream))},
         num_cpus=min(1.0, share.cpus),
         **near,
     )
 
 
 def iterate(
-    iterator: DataIterator | Dataset,
-    order: Order,
-    layout: Layout,
-    rank: int,
-    world_size: int,
-    start_step: int,
-    stop_step: int,
-    prefetch_chunks: int = 4,
+    iterator: DataIterator | Dataset, stream: Stream, prefetch_chunks: int = 4
 ) -> Iterator[Batch]:
-    """The batches of a rank's dataset, the same as `lanes.read_batches` gives.
+    """The batches of a stream's dataset, the same as `lanes.read_batches` gives.
 
     Args:
         prefetch_chunks: blocks fetched ahead to this process.
@@ -124,10 +91,8 @@ def iterate(
         batch_format="pyarrow",
         prefetch_batches=prefetch_chunks,
     )
-    expected = order.pieces(rank, world_size, start_step, stop_step)
-    pieces = _pieces(blocks, expected, layout)
     try:
-        yield from batches(pieces, order, layout, rank, world_size, start_step, stop_step)
+        yield from batches(_pieces(blocks, stream.pieces(), stream.layout), stream)
     except Exception as error:
         raise (input_error_in(error) or error) from None
 
@@ -148,16 +113,14 @@ def _chunk_bytes(order: Order, layout: Layout) -> int:
     return order.chunk_rows * row_bytes(layout)
 
 
-def _task_ranges(
-    order: Order, rank: int, world_size: int, start_step: int, stop_step: int
-) -> list[dict[str, int]]:
+def _task_ranges(order: Order, span: Span) -> list[dict[str, int]]:
     """One item a task: an epoch and which of the rank's pieces of it the task reads.
 
     Small pieces share a task, so that a task reads about a chunk's worth of rows.
     """
-    rows_per_task = _rows_per_task(order, rank, world_size, stop_step - start_step)
+    rows_per_task = _rows_per_task(order, span)
     items = []
-    for line in order.cut_lines(rank, world_size, start_step, stop_step):
+    for line in order.cut_lines(span.rank, span.world_size, span.start_step, span.stop_step):
         if not len(line):
             continue
         task = (np.cumsum(line.num_rows) - 1) // rows_per_task
@@ -167,53 +130,14 @@ def _task_ranges(
     return items or [{"epoch": 0, "first": 0, "last": 0}]
 
 
-def _rows_per_task(order: Order, rank: int, world_size: int, num_steps: int) -> int:
-    rows = order.batch_rows(rank, world_size) * num_steps
+def _rows_per_task(order: Order, span: Span) -> int:
+    num_steps = span.stop_step - span.start_step
+    rows = order.batch_rows(span.rank, span.world_size) * num_steps
     return max(order.chunk_rows, rows // _MOST_TASKS)
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """Keeps Ray from fetching the job anew for every task."""
-
-    ref: ray.ObjectRef
-
-    def get(self) -> _Job:
-        """The job, kept by the worker process for its next task."""
-        if self.ref not in _jobs:
-            _jobs.clear()
-            _jobs[self.ref] = ray.get(self.ref)
-        return _jobs[self.ref]
-
-
-_jobs: dict[ray.ObjectRef, _Job] = {}
-
-
-def _read(items: Arrays, job: _Reference) -> Iterator[pa.Table]:
-    """Reads the pieces of one item; runs in a task."""
-    j = job.get()
-    for epoch, first, last in zip(items["epoch"], items["first"], items["last"], strict=True):
-        start = int(epoch) * j.order.steps_per_epoch
-        line = j.order.line(int(epoch), *j.share).cut(j.start_step - start, j.stop_step - start)
-        for piece in j.order.pieces_of(line, int(first), int(last)):
-            arrays = read_piece(j.index, j.schema, j.order, piece, j.keys, j.labels)
-            yield _table(arrays, piece)
-
-
-def _table(arrays: Arrays, piece: Piece) -> pa.Table:
-    """A decoded piece as a block: matrices become fixed-size lists, those without columns go."""
-    columns: dict[str, pa.Array] = {"piece": pa.array(np.full(piece.num_rows, piece.number))}
-    for name, values in arrays.items():
-        if values.ndim == 1:
-            columns[name] = pa.array(values)
-        elif values.shape[1]:
-            flat = pa.array(np.ascontiguousarray(values).ravel())
-            columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-    return pa.table(columns)
-
-
 def _arrays(block: pa.Table, layout: Layout) -> Arrays:
-    """The arrays `_table` was given, as copies: a view would hold the object store's block."""
+    """A block's arrays as decoded, copied: a view would hold the object store's block."""
     arrays = {
         "ids": np.empty((block.num_rows, layout.num_id_columns), np.int32),
         "bag_weights": np.empty((block.num_rows, layout.num_bag_weights), np.float32),

@@ -8,88 +8,41 @@ import numpy as np
 import torch
 
 from raymtl.batch import PAD, Batch, Layout
-from raymtl.data.decode import decode
-from raymtl.data.log import LogIndex, read_chunk
 from raymtl.data.order import Order, Piece
-from raymtl.data.read import where
-from raymtl.errors import InputError
-from raymtl.schema import LogSchema
-
-Arrays = dict[str, np.ndarray]
+from raymtl.data.stream import Arrays, Stream
 
 
-def read_batches(
-    index: LogIndex,
-    schema: LogSchema,
-    order: Order,
-    rank: int,
-    world_size: int,
-    start_step: int,
-    stop_step: int,
-    keys: tuple[str, ...] = (),
-    labels: bool = True,
-) -> Iterator[Batch]:
-    """A rank's batches of these steps, read in this process as they are asked for.
+def read_batches(stream: Stream) -> Iterator[Batch]:
+    """A stream's batches, read in this process as they are asked for.
 
     Raises:
         InputError: a chunk cannot be read, or a value is not what its column must hold.
     """
-    layout = Layout.of(schema)
-    blocks = (
-        (piece, read_piece(index, schema, order, piece, keys, labels))
-        for piece in order.pieces(rank, world_size, start_step, stop_step)
-    )
-    return batches(blocks, order, layout, rank, world_size, start_step, stop_step)
+    return batches(((piece, stream.read(piece)) for piece in stream.pieces()), stream)
 
 
-def read_piece(
-    index: LogIndex,
-    schema: LogSchema,
-    order: Order,
-    piece: Piece,
-    keys: tuple[str, ...] = (),
-    labels: bool = True,
-) -> Arrays:
-    """Reads and decodes a piece: `decode`'s arrays, rows in the line's order."""
-    columns = list(dict.fromkeys([*schema.columns(), *keys]))
-    table = read_chunk(index, piece.chunk, columns)
-    layout, place = Layout.of(schema), where(index, piece.chunk)
-    try:
-        return decode(table.take(order.rows(piece)), schema, layout, place, keys, labels)
-    except InputError:
-        # Once more over the whole chunk, so that the error counts rows as the file does.
-        decode(table, schema, layout, place, keys, labels)
-        raise
-
-
-def batches(
-    blocks: Iterable[tuple[Piece, Arrays]],
-    order: Order,
-    layout: Layout,
-    rank: int,
-    world_size: int,
-    start_step: int,
-    stop_step: int,
-) -> Iterator[Batch]:
-    """Cuts pieces into a rank's batches of steps start_step to stop_step (exclusive).
+def batches(blocks: Iterable[tuple[Piece, Arrays]], stream: Stream) -> Iterator[Batch]:
+    """Cuts pieces into the stream's batches.
 
     A batch has G / L rows of each lane, lanes ascending, within a lane in the lane's order; a
     lane that has run out is padded at its end, so B is the same in every step.
 
     Args:
-        blocks: pieces as `order.pieces` gives them, decoded; taken only when a step needs one.
+        blocks: pieces as `stream.pieces` gives them, read; taken only when a step needs one.
     """
     source = iter(blocks)
-    lines = _Lines(order, rank, world_size)
-    for step in range(start_step, stop_step):
+    order, span = stream.order, stream.span
+    rank, world_size = span.rank, span.world_size
+    lines, num_rows = _Lines(order, rank, world_size), order.batch_rows(rank, world_size)
+    for step in range(span.start_step, span.stop_step):
         counts = order.row_counts(rank, world_size, step)
         lines.begin(step)
         while (lines.ready < counts).any():
             block = next(source, None)
             assert block is not None, f"the pieces end before step {step}"
             lines.add(*block)
-        yield _batch(step, lines.take(counts), layout, order.batch_rows(rank, world_size))
-    assert next(source, None) is None, f"pieces are left after step {stop_step - 1}"
+        yield _batch(step, lines.take(counts), stream.layout, num_rows)
+    assert next(source, None) is None, f"pieces are left after step {span.stop_step - 1}"
 
 
 @dataclass

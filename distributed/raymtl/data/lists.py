@@ -4,8 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymtl.data.encode import NONE, column_of, encode, is_null, plain
+from raymtl.data.encode import column_of, encode, is_null, plain
 from raymtl.errors import InputError
+from raymtl.layout import PAD
 from raymtl.schema import BagFeature, LogSchema, SequenceFeature
 
 
@@ -54,7 +55,7 @@ def bag(
     """A bag's first `max_length` ids and, if weighted, their weights. Null ids are dropped.
 
     Returns:
-        int64 (n, max_length) ids, NONE after the last; float32 weights of the same shape, 0 where
+        int64 (n, max_length) ids, PAD after the last; float32 weights of the same shape, 0 where
         there is no id, or null for an unweighted bag.
 
     Raises:
@@ -67,7 +68,7 @@ def bag(
     chosen = places < f.max_length
     kept = ids.keep(chosen)
     at = (ids.owner[chosen], places[chosen])
-    out = np.full((table.num_rows, f.max_length), NONE, np.int64)
+    out = np.full((table.num_rows, f.max_length), PAD, np.int64)
     out[at] = encode(kept.values, f, schema, where)
     if f.weights is None:
         return out, None
@@ -81,7 +82,7 @@ def sequence(table: pa.Table, f: SequenceFeature, schema: LogSchema, where: str)
     """A sequence's last `max_length` ids at the front, oldest first; a null id is row 0.
 
     Returns:
-        int64 (n, max_length), NONE after the last.
+        int64 (n, max_length), PAD after the last.
 
     Raises:
         InputError: the sequence it is aligned with differs in length in some row.
@@ -93,7 +94,7 @@ def sequence(table: pa.Table, f: SequenceFeature, schema: LogSchema, where: str)
     places = ids.places() - np.maximum(ids.lengths - f.max_length, 0)[ids.owner]
     chosen = places >= 0
     rows = encode(ids.keep(chosen).values, f, schema, where)
-    out = np.full((table.num_rows, f.max_length), NONE, np.int64)
+    out = np.full((table.num_rows, f.max_length), PAD, np.int64)
     out[ids.owner[chosen], places[chosen]] = np.maximum(rows, 0)
     return out
 
@@ -123,7 +124,7 @@ def _present(values: pa.Array, f: BagFeature | SequenceFeature) -> np.ndarray:
     """False where an index-encoded element is -1, the padding of a list padded in advance."""
     if f.encoding != "index" or not pa.types.is_signed_integer(values.type):
         return np.ones(len(values), bool)
-    return values.fill_null(0).to_numpy(zero_copy_only=False) != NONE
+    return values.fill_null(0).to_numpy(zero_copy_only=False) != PAD
 
 
 def _weights(table: pa.Table, f: BagFeature, ids: Lists, where: str) -> np.ndarray:

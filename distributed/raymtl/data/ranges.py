@@ -31,7 +31,9 @@ def check_ranges(index: LogIndex, schema: LogSchema) -> None:
         return
     numbers = range(min(len(index.files), CHECKED_FILES))
     with ThreadPoolExecutor(16) as pool:
-        for number, ranges in zip(numbers, pool.map(lambda n: _ranges(index, n), numbers)):
+        for number, ranges in zip(
+            numbers, pool.map(lambda n: _ranges(index, n), numbers), strict=True
+        ):
             for group, column, low, high in ranges:
                 where = f"{index.name(number)}, row group {group}"
                 _check_label(schema, column, low, high, where)

@@ -1,4 +1,4 @@
-"""STEM-Net, Shared-Bottom and single-task on KuaiRand-Pure, several seeds, as a user would run them.
+"""STEM-Net, Shared-Bottom and single-task on KuaiRand-Pure, several seeds, as users run them.
 
     python benchmarks/kuairand.py --log data/kuairand --out runs/kuairand_study
 
@@ -75,7 +75,7 @@ def summarise(cells: dict[tuple[str, int], dict]) -> dict:
                 "values": values,
             }
             for key in keys
-            if all((values := [m[key] for m in found]))
+            if all(values := [m[key] for m in found])
         }
     return summary
 

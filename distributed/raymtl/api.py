@@ -14,12 +14,12 @@ from raymtl.batch import Batch, Layout
 from raymtl.checkpoint import Checkpoint
 from raymtl.config import LaunchSection, TrainConfig
 from raymtl.data.decode import decode
-from raymtl.data.files import absolute
 from raymtl.learner import Learner
 from raymtl.models.registry import register as register_model
 from raymtl.progress import Show
 from raymtl.run import located
 from raymtl.saving import load_learner, read_config
+from raymtl.storage import absolute
 
 __all__ = ["Model", "evaluate", "load", "register_model", "train"]
 

@@ -114,9 +114,10 @@ class CheckpointWriter:
         self._thread, self._snapshot = None, None
         raise_together(error, device)
         mine = json.dumps([asdict(entry) for entry in self._entries]).encode()
-        parts = [json.loads(p) for p in collectives.gather_bytes(mine, device)]
+        parts = collectives.gather_bytes(mine, device)
+        entries = [entry for part in parts for entry in json.loads(part)]
         if collectives.rank() == 0:
-            _, error = attempt(lambda: self._write_manifest(snapshot, sum(parts, [])))
+            _, error = attempt(lambda: self._write_manifest(snapshot, entries))
         raise_together(error, device)
         return snapshot.step
 

@@ -87,5 +87,5 @@ def environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def threads_per_worker(section: LaunchSection) -> int:
-    """torch threads of one worker; the machine's cores are shared by the workers on it."""
+    """Torch threads of one worker; the machine's cores are shared by the workers on it."""
     return section.threads_per_worker or max(1, (os.cpu_count() or 1) // section.num_workers)

@@ -39,3 +39,8 @@ def input_error_in(error: BaseException | None) -> InputError | None:
             return error
         error = getattr(error, "cause", None) or error.__cause__
     return None
+
+
+def one_line(error: Exception) -> str:
+    """An exception's text on one line of at most 300 characters, for the `got` of an InputError."""
+    return " ".join(str(error).split())[:300]

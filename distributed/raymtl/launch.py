@@ -119,6 +119,7 @@ def run_workers(
             outcome = trainer.fit().return_value
         except TrainingFailedError as error:
             raise RankFailed(_first_cause(error)) from None
+    assert outcome is not None, "Ray Train ended without a result"
     if "error" in outcome:
         raise status.from_dict(outcome["error"])
     return outcome["result"]

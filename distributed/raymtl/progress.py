@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -87,7 +88,7 @@ def _follow(board: Any, show: Show, ended: threading.Event) -> None:
 def _poll(board: Any, show: Show) -> dict[str, Any]:
     try:
         values, said = ray.get(board.read.remote(), timeout=5)
-    except (ray.exceptions.RayError, TimeoutError):
+    except (RayError, TimeoutError):
         return {}
     for line in said:
         show(line)

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from raymtl.config import TrainConfig, dump, parse, parse_yaml
-from raymtl.data.files import absolute
 from raymtl.data.log import LogIndex
 from raymtl.errors import InputError
 from raymtl.schema import LogSchema
-from raymtl.storage import Folder
+from raymtl.storage import Folder, absolute
 
 CONFIG, SCHEMA, LOG = "config.yaml", "schema.yaml", "log.json"
 METRICS, RESULT = "metrics.jsonl", "result.json"

@@ -19,9 +19,9 @@ from raymtl.batch import Batch
 from raymtl.checkpoint import Checkpoint
 from raymtl.cluster import session
 from raymtl.config import LaunchSection, TrainConfig, parse
+from raymtl.data.log import LogIndex
 from raymtl.data.order import Order
 from raymtl.data.stream import Span, Stream
-from raymtl.data.log import LogIndex
 from raymtl.errors import InputError
 from raymtl.evaluator import evaluate as evaluate_log
 from raymtl.evaluator import scored

@@ -3,53 +3,59 @@
 import os
 import shutil
 import uuid
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs
 
-from raymtl.errors import InputError
+from raymtl.errors import InputError, one_line
 
 
 def filesystem(url: str) -> tuple[fs.FileSystem, str]:
-    """Opens the filesystem of a URL or local path.
+    """The filesystem a URL names, and the path on it.
 
-    Returns:
-        A pyarrow filesystem and the path on it; local paths are made absolute.
+    pyarrow's own filesystems are asked first (local, s3, gs, hdfs, abfs), then fsspec's.
 
     Raises:
-        InputError: the URL's scheme is unknown or its filesystem cannot be opened.
+        InputError: no filesystem knows the URL, or its package is not installed.
     """
     if "://" not in url:
         return fs.LocalFileSystem(), absolute(url)
-    try:
-        return fs.FileSystem.from_uri(url)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        pass
-    except OSError as error:
-        raise _unreachable(url, error) from None
-    import fsspec
-
-    try:
-        handler, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError, OSError) as error:
-        raise _unreachable(url, error) from None
-    return fs.PyFileSystem(fs.FSSpecHandler(handler)), path
+    return _remote(url)
 
 
 def absolute(url: str) -> str:
-    """The URL without a slash at its end; a local path made absolute."""
+    """A local path made absolute, for processes with another working folder; a URL as it is.
+
+    A slash at the end is dropped.
+    """
     url = url.rstrip("/") if len(url) > 1 else url
     return url if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
-def _unreachable(url: str, error: Exception) -> InputError:
-    return InputError(
-        "a URL cannot be opened",
-        f"{url}: {error}",
-        "a local path, or a URL such as s3://bucket/folder",
-        "check the scheme and the credentials in the environment",
-    )
+@lru_cache(maxsize=8)
+def _remote(url: str) -> tuple[fs.FileSystem, str]:
+    try:
+        found, path = fs.FileSystem.from_uri(url)
+    except (pa.ArrowException, OSError, ValueError) as arrow_error:
+        found, path = _fsspec(url, arrow_error)
+    return found, path.rstrip("/") or "/"
+
+
+def _fsspec(url: str, arrow_error: Exception) -> tuple[fs.FileSystem, str]:
+    from fsspec.core import url_to_fs
+
+    try:
+        inner, path = url_to_fs(url)
+    except (ValueError, ImportError, OSError) as error:
+        raise InputError(
+            "no filesystem can open a URL",
+            f"{url}: {one_line(arrow_error)}; {one_line(error)}",
+            "a path, or a URL that pyarrow or an installed fsspec package knows",
+            "mend the URL, or install the fsspec package of its scheme",
+        ) from None
+    return fs.PyFileSystem(fs.FSSpecHandler(inner)), path
 
 
 class Folder:

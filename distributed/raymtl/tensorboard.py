@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 from raymtl.storage import Folder
 
@@ -11,24 +12,25 @@ class EventWriter:
 
     def __init__(self, folder: Folder):
         self._folder = folder
-        self._writer = None
+        self._writer: Any = None
+        self._warned = False
 
     def add(self, values: dict) -> None:
         """Adds one metrics.jsonl line."""
         if not self._folder.is_local:
-            if self._writer is None:
-                warnings.warn(
-                    "TensorBoard events are written to local run folders only", stacklevel=2
-                )
-                self._writer = False
+            self._warn_once()
             return
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
             path = Path(self._folder.path, "tensorboard")
             self._writer = SummaryWriter(str(path), purge_step=values["step"])
-        assert self._writer
         for key, value in values.items():
             if key not in ("step", "rows") and isinstance(value, int | float):
                 self._writer.add_scalar(key, value, values["step"])
         self._writer.flush()
+
+    def _warn_once(self) -> None:
+        if not self._warned:
+            warnings.warn("TensorBoard events are written to local run folders only", stacklevel=3)
+            self._warned = True

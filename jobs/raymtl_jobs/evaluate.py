@@ -33,9 +33,9 @@ def evaluate(
     if dry_run:
         show_plan(where, checkpoint, log, launch, labels=True)
         return
-    from raymtl.data.files import absolute
     from raymtl.scoring import choose
     from raymtl.scoring import evaluate as evaluate_on_ray
+    from raymtl.storage import absolute
 
     where = absolute(where)
     choose(where, checkpoint)

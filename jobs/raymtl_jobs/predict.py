@@ -29,8 +29,8 @@ def predict(
         show_plan(where, checkpoint, log, launch, labels=False)
         say(f"would write columns {', '.join(key)} and one per task to {out}")
         return
-    from raymtl.data.files import absolute
     from raymtl.scoring import predict as predict_on_ray
+    from raymtl.storage import absolute
 
     result = predict_on_ray(
         absolute(where), log, absolute(out), tuple(key), launch, checkpoint, say

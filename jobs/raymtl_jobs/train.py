@@ -74,8 +74,8 @@ def of_config(given: list[str]) -> TrainConfig:
 
 def of_run(run: str, overrides: list[str]) -> TrainConfig:
     """A run's own config with overrides, and with the place where the run lies now."""
-    from raymtl.data.files import absolute
     from raymtl.run import CONFIG, Run
+    from raymtl.storage import absolute
 
     for item in overrides:
         if "=" not in item or item.partition("=")[0] in ("name", "storage"):

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.parquet import SCHEMA, table_of, write_log
-from raymtl.data.log import LogIndex, changed_files, filesystem, read_chunk, read_index
+from raymtl.data.log import LogIndex, changed_files, read_chunk, read_index
 from raymtl.data.order import Chunk
 from raymtl.errors import InputError
+from raymtl.storage import filesystem
 
 
 def test_an_index_lists_files_by_path_with_their_row_groups(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from helpers.logs import small_log
 from helpers.training import read_lines, small_config, train_on_rank
-
 from raymtl.config import DenseOptimizerSection, ScheduleSection
 from raymtl.dense import DenseParameters, clip_scale, learning_rate_factor
 

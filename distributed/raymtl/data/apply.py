@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 
 from raymtl.data import values
 from raymtl.data.encode import encode
-from raymtl.data.files import filesystem
 from raymtl.data.fitted import log_column
 from raymtl.data.prepare_config import SPLITS
 from raymtl.data.raw import Origin, Share
@@ -19,6 +18,7 @@ from raymtl.data.statistics import Tally
 from raymtl.data.vocabulary import look_up
 from raymtl.layout import PAD
 from raymtl.schema import BagFeature, CategoricalFeature, LogSchema, NumericFeature
+from raymtl.storage import filesystem
 
 
 class Parts:

@@ -1,16 +1,15 @@
 """Where a log's parquet files lie, on any filesystem, and what their footers say."""
 
 import hashlib
-import os
 from dataclasses import dataclass
-from functools import lru_cache
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from raymtl.errors import InputError
+from raymtl.errors import InputError, one_line
+from raymtl.storage import filesystem
 
 _TAIL_BYTES = 64 * 1024
 _MAGIC = b"PAR1"
@@ -41,48 +40,6 @@ class Footer:
     schema: pa.Schema
 
 
-def filesystem(url: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem a URL names, and the path on it.
-
-    pyarrow's own filesystems are asked first (local, s3, gs, hdfs, abfs), then fsspec's.
-
-    Raises:
-        InputError: no filesystem knows the URL, or its package is not installed.
-    """
-    if "://" not in url:
-        return pafs.LocalFileSystem(), absolute(url)
-    return _remote(url)
-
-
-def absolute(url: str) -> str:
-    """A local path made absolute, for processes with another working folder; else the URL."""
-    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
-
-
-@lru_cache(maxsize=8)
-def _remote(url: str) -> tuple[pafs.FileSystem, str]:
-    try:
-        found, path = pafs.FileSystem.from_uri(url)
-    except (pa.ArrowException, OSError, ValueError) as arrow_error:
-        found, path = _fsspec(url, arrow_error)
-    return found, path.rstrip("/") or "/"
-
-
-def _fsspec(url: str, arrow_error: Exception) -> tuple[pafs.FileSystem, str]:
-    from fsspec.core import url_to_fs
-
-    try:
-        inner, path = url_to_fs(url)
-    except (ValueError, ImportError, OSError) as error:
-        raise InputError(
-            "no filesystem can open a URL",
-            f"{url}: {_line(arrow_error)}; {_line(error)}",
-            "a path, or a URL that pyarrow or an installed fsspec package knows",
-            "mend the URL, or install the fsspec package of its scheme",
-        ) from None
-    return pafs.PyFileSystem(pafs.FSSpecHandler(inner)), path
-
-
 def find_files(url: str) -> tuple[list[FoundFile], bool]:
     """Lists a log's parquet files by path, and whether the URL is itself one file.
 
@@ -100,7 +57,7 @@ def find_files(url: str) -> tuple[list[FoundFile], bool]:
         selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
         infos = [] if info.type == pafs.FileType.NotFound else fs.get_file_info(selector)
     except (OSError, pa.ArrowException) as error:
-        raise _no_log(url, _line(error)) from None
+        raise _no_log(url, one_line(error)) from None
     if info.type == pafs.FileType.NotFound:
         raise _no_log(url, "no such path")
     prefix = root.rstrip("/") + "/"
@@ -167,7 +124,7 @@ def read_metadata(fs: pafs.FileSystem, location: str) -> tuple[pq.FileMetaData, 
 def _unreadable(name: str, error: Exception) -> InputError:
     return InputError(
         "a file of the log is not readable parquet",
-        f"{name}: {_line(error)}",
+        f"{name}: {one_line(error)}",
         "a complete parquet file",
         "write it again, or move it out of the log's folder",
     )
@@ -177,7 +134,3 @@ def partitions_of(path: str) -> dict[str, str | None]:
     """Hive keys in a relative path: `date=2022-04-25/x.parquet` gives date, 2022-04-25."""
     pairs = (part.split("=", 1) for part in path.split("/")[:-1] if "=" in part)
     return {key: None if value == NULL_PARTITION else unquote(value) for key, value in pairs}
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

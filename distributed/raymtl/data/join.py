@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raymtl.data.files import filesystem
 from raymtl.data.prepare_config import Join
 from raymtl.data.raw import indexes, plain_type, unreadable
 from raymtl.errors import InputError
+from raymtl.storage import filesystem
 
 
 def side_size(join: Join, data_root: str) -> int:

@@ -12,8 +12,6 @@ import pyarrow.parquet as pq
 from raymtl.data.files import (
     Footer,
     FoundFile,
-    absolute,
-    filesystem,
     find_files,
     partitions_of,
     read_footer,
@@ -21,8 +19,9 @@ from raymtl.data.files import (
 from raymtl.data.read import read_chunk
 from raymtl.errors import InputError, input_error_in
 from raymtl.schema import LogSchema
+from raymtl.storage import absolute, filesystem
 
-__all__ = ["LogFile", "LogIndex", "changed_files", "filesystem", "read_chunk", "read_index"]
+__all__ = ["LogFile", "LogIndex", "changed_files", "read_chunk", "read_index"]
 
 INDEX_NAME = "_index.parquet"
 _THREADED_FILES = 64

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raymtl.data import scratch
-from raymtl.data.files import filesystem
 from raymtl.errors import InputError
+from raymtl.storage import filesystem
 
 MARKS = ("result.json", "transforms.yaml")
 """Files that show a folder was written by `prepare`, and so may be overwritten."""

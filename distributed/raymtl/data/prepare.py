@@ -27,7 +27,6 @@ from raymtl.config import dump
 from raymtl.data import places, scratch, statistics
 from raymtl.data.apply import apply_share
 from raymtl.data.checks import check_splits, make_recipe
-from raymtl.data.files import filesystem
 from raymtl.data.fit import Moments, fit_share, lists_of, merge_bucket, quantile_borders
 from raymtl.data.fitted import digest_of, file_digest, fitted_schema, result_schema, vocabulary_path
 from raymtl.data.join import check_sizes, read_side, side_size
@@ -39,6 +38,7 @@ from raymtl.data.rows import Recipe
 from raymtl.data.vocabulary import ordered, written_out
 from raymtl.errors import IdOutOfRange, InputError, input_error_in
 from raymtl.schema import LogSchema, NumericFeature
+from raymtl.storage import filesystem
 
 __all__ = ["PrepareConfig", "prepare"]
 

@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet as pq
 
-from raymtl.data.log import LogIndex, filesystem
+from raymtl.data.log import LogIndex
 from raymtl.errors import IdOutOfRange, InputError
 from raymtl.schema import LogSchema, NumericFeature
+from raymtl.storage import filesystem
 
 CHECKED_FILES = 256
 """Files whose statistics are looked at before the start; those past it are checked as read."""

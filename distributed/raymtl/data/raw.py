@@ -1,16 +1,15 @@
 """Raw parquet: its files and their footers, cut into reading tasks, read as a stream. No Ray."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raymtl.data.files import filesystem
 from raymtl.data.log import LogIndex, read_index
 from raymtl.data.prepare_config import PrepareConfig, Source
 from raymtl.errors import InputError
+from raymtl.storage import absolute, filesystem
 
 BATCH_ROWS = 65_536
 """Rows in memory at once in a reading task, whatever the size of a row group."""
@@ -88,7 +87,7 @@ def resolve(url: str, data_root: str) -> str:
     """The URL itself if it is absolute, else below data_root; the same from any process."""
     if "://" not in url and not url.startswith(("/", "~")):
         url = f"{data_root.rstrip('/')}/{url}"
-    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
+    return absolute(url)
 
 
 def indexes(urls: str | list[str], data_root: str) -> list[LogIndex]:

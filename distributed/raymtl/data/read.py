@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raymtl.data.files import filesystem, read_metadata
+from raymtl.data.files import read_metadata
 from raymtl.errors import InputError
+from raymtl.storage import filesystem
 
 if TYPE_CHECKING:
     from raymtl.data.log import LogIndex

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from raymtl.data.files import filesystem
 from raymtl.data.vocabulary import COUNTS, buckets_of
+from raymtl.storage import filesystem
 
 
 def write_counts(url: str, share: int, counts: pa.Table, num_buckets: int) -> None:

@@ -39,7 +39,7 @@ def session(section: LaunchSection) -> Iterator[None]:
         require_cpus(section)
         yield
         return
-    address = section.address or os.environ.get("RAY_ADDRESS")
+    address = address_of(section)
     if address:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     else:
@@ -58,6 +58,11 @@ def session(section: LaunchSection) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def address_of(section: LaunchSection) -> str | None:
+    """The cluster to join; null where a local Ray is started."""
+    return section.address or os.environ.get("RAY_ADDRESS") or None
 
 
 def require_cpus(section: LaunchSection) -> None:
@@ -84,8 +89,3 @@ def environment(values: dict[str, str]) -> Iterator[None]:
     finally:
         for key in added:
             os.environ.pop(key, None)
-
-
-def threads_per_worker(section: LaunchSection) -> int:
-    """Torch threads of one worker; the machine's cores are shared by the workers on it."""
-    return section.threads_per_worker or max(1, (os.cpu_count() or 1) // section.num_workers)

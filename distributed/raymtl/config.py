@@ -168,7 +168,7 @@ class LaunchSection(Section):
     """W, Ray Train workers; at most data.num_lanes."""
     cpus_per_worker: PositiveFloat = 1.0
     threads_per_worker: PositiveInt | None = None
-    """torch threads of a worker; null divides the machine's cores by the workers on it."""
+    """torch threads of a worker; null divides its node's cores by the workers on that node."""
     use_gpu: bool = False
     address: str | None = None
     """Ray cluster to join; null starts a local one unless RAY_ADDRESS is set."""

@@ -15,12 +15,13 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from raymtl import collectives, footprint, status
 from raymtl.batch import Batch
-from raymtl.cluster import DATA_CPUS_PER_WORKER, session, threads_per_worker
+from raymtl.cluster import DATA_CPUS_PER_WORKER, session
 from raymtl.config import FailureSection, TrainConfig, parse
 from raymtl.data import ingest
 from raymtl.data.stream import Stream
 from raymtl.errors import InputError, NonFinite, RankFailed
 from raymtl.learner import Learner
+from raymtl.models import registry
 from raymtl.preflight import check, check_resume, describe
 from raymtl.progress import Board, Show, shown
 from raymtl.run import MetricLines, Run
@@ -98,7 +99,8 @@ def run_workers(
         train_loop_config={
             "work": work,
             "board": board,
-            "threads": threads_per_worker(launch),
+            "threads": launch.threads_per_worker,
+            "models": registry.registered(),
             **payload,
         },
         torch_config=TorchConfig(timeout_s=max(1, int(failure.hang_timeout_s))),
@@ -127,7 +129,10 @@ def run_workers(
 
 def _guarded(payload: dict[str, Any]) -> dict[str, Any]:
     """One rank. Errors the user must mend are returned, so that Ray does not try them again."""
-    torch.set_num_threads(payload["threads"])
+    on_this_node = ray.train.get_context().get_local_world_size()
+    torch.set_num_threads(payload["threads"] or max(1, (os.cpu_count() or 1) // on_this_node))
+    for name, cls in payload["models"].items():
+        registry.register(name, cls)
     try:
         return {"result": payload["work"](payload)}
     except (InputError, NonFinite) as error:

@@ -17,7 +17,7 @@ from raymtl import checkpoint as checkpoints
 from raymtl import collectives
 from raymtl.batch import Batch
 from raymtl.checkpoint import Checkpoint
-from raymtl.cluster import session
+from raymtl.cluster import address_of, session
 from raymtl.config import LaunchSection, TrainConfig, parse
 from raymtl.data.log import LogIndex
 from raymtl.data.order import Order
@@ -137,23 +137,33 @@ def _job(
     where: str, which: str, log: str, launch: LaunchSection, labels: bool = True
 ) -> Iterator[tuple[Checkpoint, dict[str, Any], TrainConfig, str]]:
     """Checks everything, and gives Ray a folder of its own that goes away afterwards."""
-    ray_folder = tempfile.mkdtemp(prefix="raymtl-ray-")
+    found = choose(where, which)
+    config, schema = read_config(found)
+    values = config.model_dump(mode="json") | {"launch": launch.model_dump(mode="json")}
+    config = parse(TrainConfig, values, "the command line")
+    _require_same_transforms(schema, log)
+    index = indexed(log, schema, labels=labels)
+    payload = {
+        "checkpoint": found.folder.url,
+        "config": config.model_dump(mode="json"),
+        "schema": schema.model_dump(mode="json"),
+        "index": index,
+    }
+    with _ray_folder(found, launch) as ray_folder, session(launch):
+        yield found, payload, config, ray_folder
+
+
+@contextmanager
+def _ray_folder(found: Checkpoint, launch: LaunchSection) -> Iterator[str]:
+    """Where Ray Train keeps its own files: all nodes of a cluster must reach it."""
+    if address_of(launch) is not None:
+        yield found.folder.url.rsplit("/", 2)[0]
+        return
+    folder = tempfile.mkdtemp(prefix="raymtl-ray-")
     try:
-        found = choose(where, which)
-        config, schema = read_config(found)
-        config = config.model_copy(update={"launch": launch})
-        _require_same_transforms(schema, log)
-        index = indexed(log, schema, labels=labels)
-        payload = {
-            "checkpoint": found.folder.url,
-            "config": config.model_dump(mode="json"),
-            "schema": schema.model_dump(mode="json"),
-            "index": index,
-        }
-        with session(launch):
-            yield found, payload, config, ray_folder
+        yield folder
     finally:
-        shutil.rmtree(ray_folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def choose(where: str, which: str = "best") -> Checkpoint:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from helpers.logs import small_log
 from helpers.training import SMALL_STEM, small_config, train_on_rank
 

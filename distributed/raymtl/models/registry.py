@@ -23,11 +23,12 @@ from raymtl.models.stem import Stem
 
 ENTRY_POINTS = "raymtl.models"
 
-_models: dict[str, Any] = {
+_BUILT_IN: dict[str, Any] = {
     "shared_bottom": SharedBottom,
     "single_task": SingleTask,
     "stem": Stem,
 }
+_models = dict(_BUILT_IN)
 
 
 def names() -> list[str]:
@@ -47,6 +48,11 @@ def register(name: str, cls: type[nn.Module]) -> None:
         )
     _require_model(name, cls)
     _models[name] = cls
+
+
+def registered() -> dict[str, Any]:
+    """Models added in this process by `register`, which workers must be given."""
+    return {name: cls for name, cls in _models.items() if name not in _BUILT_IN}
 
 
 def parse(section: ModelSection) -> Section:

@@ -35,7 +35,8 @@ def read_chunk(index: "LogIndex", chunk: "Chunk", columns: list[str]) -> pa.Tabl
         location = index.location(chunk.file)
         metadata = _metadata(index.url, location, file.digest)
         rows = file.row_group_rows[chunk.row_group]
-        names = [n for n in columns if n in set(metadata.schema.to_arrow_schema().names)]
+        there = set(metadata.schema.to_arrow_schema().names)
+        names = [n for n in columns if n in there]
         with fs.open_input_file(location) as source:
             parquet = pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True)
             whole = chunk.start == 0 and chunk.num_rows == rows

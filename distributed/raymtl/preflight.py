@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from raymtl.batch import Layout
 from raymtl.config import TrainConfig, parse, parse_yaml
+from raymtl.data.files import find_files
 from raymtl.data.log import LogIndex, changed_files, read_index
 from raymtl.data.ranges import check_ranges
 from raymtl.errors import InputError
@@ -51,6 +52,8 @@ def check(config: TrainConfig) -> Job:
     model = registry.parse(config.model)
     resolved = config.model_dump(mode="json") | {"model": model.model_dump(mode="json")}
     config = parse(TrainConfig, resolved, "the resolved config")
+    for url in filter(None, [config.data.train, config.data.valid]):
+        find_files(url)
     schema = read_schema(config)
     check_metric(config, schema)
     train = indexed(config.data.train, schema)

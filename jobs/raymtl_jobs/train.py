@@ -33,7 +33,6 @@ def train(
     from raymtl.run import located
 
     resolved = located(of_run(resume, given) if resume else of_config(given))
-    require_log(resolved)
     if dry_run:
         _show_plan(resolved, resuming=bool(resume))
         return
@@ -90,18 +89,6 @@ def of_run(run: str, overrides: list[str]) -> TrainConfig:
     storage, _, name = absolute(folder).rpartition("/")
     values = override(values, overrides) | {"storage": storage or "/", "name": name}
     return parse(TrainConfig, values, f"{folder}/{CONFIG}")
-
-
-def require_log(config: TrainConfig) -> None:
-    """Raises InputError unless logs and schema are there: what can be seen before Ray starts."""
-    from raymtl.data.files import find_files
-    from raymtl.models import registry
-    from raymtl.preflight import read_schema
-
-    registry.parse(config.model)
-    for url in filter(None, [config.data.train, config.data.valid]):
-        find_files(url)
-    read_schema(config)
 
 
 def _show_plan(config: TrainConfig, resuming: bool) -> None:

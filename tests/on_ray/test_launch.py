@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.logs import small_log
+from helpers.own_model import Linear
 from helpers.training import bytes_of, read_lines, small_config
 from raymtl import launch, scoring
-from raymtl.config import LaunchSection, TrainConfig, parse
+from raymtl.config import LaunchSection, TrainConfig, override, parse
 from raymtl.errors import IdOutOfRange, InputError
+from raymtl.models import registry
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(300)]
 TWO = LaunchSection(num_workers=2)
@@ -90,11 +92,16 @@ def test_a_hung_worker_is_a_failure_after_the_timeout(
     assert bytes_of(result["run"]) == bytes_of(undisturbed["run"])
 
 
-def test_a_run_goes_on_with_more_epochs_and_another_number_of_workers(log: str) -> None:
-    first = launch.train(config(log, "name=longer", "train.num_epochs=1"))
+def test_a_registered_model_goes_on_with_more_epochs_and_another_number_of_workers(
+    log: str,
+) -> None:
+    registry.register("linear", Linear)
+    short = config(log, "name=longer", "train.num_epochs=1").model_dump()
+    own = TrainConfig.model_validate(short | {"model": {"name": "linear"}})
+    first = launch.train(own)
     assert first["state"]["stopped"] == "num_epochs"
-    again = config(log, "name=longer", "train.num_epochs=2", "launch.num_workers=1")
-    second = launch.train(again, resume=True)
+    longer = override(own.model_dump(), ["train.num_epochs=2", "launch.num_workers=1"])
+    second = launch.train(parse(TrainConfig, longer, "a test"), resume=True)
     assert second["state"]["step"] == 2 * first["state"]["step"]
     assert second["state"]["rows"] == 2 * first["state"]["rows"] == 2 * 16_000
 

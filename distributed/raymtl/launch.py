@@ -22,7 +22,7 @@ from raymtl.data.stream import Stream
 from raymtl.errors import InputError, NonFinite, RankFailed
 from raymtl.learner import Learner
 from raymtl.models import registry
-from raymtl.preflight import check, check_resume, describe
+from raymtl.preflight import check_run, describe
 from raymtl.progress import Board, Show, shown
 from raymtl.run import MetricLines, Run
 from raymtl.saving import Saver
@@ -52,13 +52,8 @@ def train(config: TrainConfig, resume: bool = False, show: Show = print) -> dict
         NonFinite: a loss or gradient is not finite.
         RankFailed: workers failed more often than failure.max_failures.
     """
-    job = check(config)
-    run = Run.of(job.config)
-    if resume:
-        check_resume(run, job.config, job.train)
-    else:
-        run.require_new()
-        run.folder.require_writable()
+    job, run = check_run(config, resume)
+    run.folder.require_writable()
     show(describe(job))
     with session(job.config.launch):
         for line in footprint.lines(job):

@@ -61,6 +61,21 @@ def check(config: TrainConfig) -> Job:
     return Job(config, schema, train, valid)
 
 
+def check_run(config: TrainConfig, resume: bool) -> tuple[Job, Run]:
+    """Checks a run that is to begin or, with `resume`, to go on; writes nothing.
+
+    Raises:
+        InputError: as `check`; a new run's name is taken; a resumed run was another one.
+    """
+    job = check(config)
+    run = Run.of(job.config)
+    if resume:
+        check_resume(run, job.config, job.train)
+    else:
+        run.require_new()
+    return job, run
+
+
 def read_schema(config: TrainConfig) -> LogSchema:
     """The schema at data.schema_path, or the one beside the training log."""
     url = config.data.schema_path or f"{config.data.train.rstrip('/')}/schema.yaml"

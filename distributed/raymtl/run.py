@@ -47,7 +47,6 @@ class Run:
     def begin(self, config: TrainConfig, schema: LogSchema, train: LogIndex) -> None:
         """Writes a new run's config, schema and log index; refuses a folder that has a run."""
         self.require_new()
-        self.folder.require_writable()
         self.folder.write(LOG, json.dumps(train.to_dict()).encode())
         self.folder.write(SCHEMA, dump(schema).encode())
         self.folder.write(CONFIG, dump(config).encode())

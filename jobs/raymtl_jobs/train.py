@@ -92,17 +92,11 @@ def of_run(run: str, overrides: list[str]) -> TrainConfig:
 
 
 def _show_plan(config: TrainConfig, resuming: bool) -> None:
-    from raymtl.preflight import check, check_resume, describe
-    from raymtl.run import Run
+    from raymtl.preflight import check_run, describe
     from raymtl.source import order_of
     from raymtl.trainer import planned_steps
 
-    job = check(config)
-    run = Run.of(job.config)
-    if resuming:
-        check_resume(run, job.config, job.train)
-    else:
-        run.require_new()
+    job, run = check_run(config, resuming)
     show_config(job.config)
     steps = planned_steps(job.config, order_of(job.config, job.train).steps_per_epoch)
     say(describe(job))

@@ -1,6 +1,6 @@
 """STEM-Net: tables per task, and gates that see other tasks' experts without training them.
 
-`from_official` loads the weights of the authors' code.
+`from_official` loads the weights of the authors' code and gives them back by their names there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raymtl.batch import PAD, Inputs, InputShape, Layout
 from raymtl.config import Section
 from raymtl.errors import IdOutOfRange
-from raymtl.models import stem_official
+from raymtl.models import stem_export, stem_official
 from raymtl.models.blocks import Activation, BankOfMLPs, Dropout, FieldStack, HiddenUnits
 from raymtl.schema import CategoricalFeature, Feature, LogSchema, NumericFeature, Table, Task
 
@@ -239,6 +239,8 @@ class OfficialStem:
     is row r - 1 here, so its out-of-vocabulary row is the last one, not row 0."""
     ignored: tuple[str, ...]
     """Parts that were left out: the last layer's shared gate, which no output reads."""
+    places: dict[str, stem_export.Place]
+    """Key of the state dict -> where its tensor lies here; none of `ignored`."""
 
     def logits(self, official_ids_BF: Tensor, numeric_BN: Tensor | None = None) -> Tensor:
         """Returns logits_BT, differentiable in `tables` and in the model's parameters.
@@ -277,6 +279,25 @@ class OfficialStem:
             bucket = torch.arange(len(table)) % num_buckets
             values[f"{feature}/values"] = table.detach()[bucket.argsort(stable=True)]
         return values
+
+    def named_weights(self) -> dict[str, Tensor]:
+        """Copies of all weights by the keys of the state dict, in its order, shapes and layouts.
+
+        Padding rows are zeros; keys of `ignored` parts are absent.
+        """
+        return stem_export.named(self.places, {k: p.detach() for k, p in self._leaves().items()})
+
+    def named_gradients(self) -> dict[str, Tensor]:
+        """Copies of all gradients as `named_weights`; zeros where there is none."""
+        gradients = {
+            name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            for name, leaf in self._leaves().items()
+        }
+        return stem_export.named(self.places, gradients)
+
+    def _leaves(self) -> dict[str, Tensor]:
+        tables = {f"tables.{feature}": table for feature, table in self.tables.items()}
+        return {**dict(self.model.named_parameters()), **tables}
 
 
 def from_official(
@@ -326,7 +347,8 @@ def from_official(
         for feature, weight in embeddings
         if not stem_official.is_numeric(weight)
     }
-    return OfficialStem(model, config, schema, tables, weights.ignored)
+    places = stem_export.places(state_dict, weights)
+    return OfficialStem(model, config, schema, tables, weights.ignored, places)
 
 
 def _official_schema(weights: stem_official.OfficialWeights) -> LogSchema:

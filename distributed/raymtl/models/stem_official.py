@@ -17,8 +17,8 @@ from raymtl.errors import InputError
 Linear = tuple[Tensor, Tensor]
 """Weight (in, out) and bias (out)."""
 
-_EMBEDDING = re.compile(r"embedding_layers\.(.+)\.weight$")
-_LINEAR = re.compile(r"(?:^|\.)((?:stem_layers|tower)\..+)\.mlp\.(\d+)\.(weight|bias)$")
+EMBEDDING = re.compile(r"embedding_layers\.(.+)\.weight$")
+LINEAR = re.compile(r"(?:^|\.)((?:stem_layers|tower)\..+)\.mlp\.(\d+)\.(weight|bias)$")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,16 @@ class OfficialWeights:
         weights = [w for name, w in self.dense.items() if name.startswith(f"{bank}.weights.")]
         widths = tuple(w.shape[2] for w in weights)
         return widths[:-1] if linear_output else widths
+
+    def banks(self) -> dict[str, list[str]]:
+        """Our bank -> the official MLPs it stacks, in order."""
+        return _banks(
+            self.num_layers, self.num_tasks, self.num_specific_experts, self.num_shared_experts
+        )
+
+    def input_order(self) -> Tensor:
+        """For each input of our first layer its place in the official one."""
+        return _input_order(self.embeddings, self.width)
 
 
 def is_numeric(embedding: Tensor) -> bool:
@@ -96,11 +106,11 @@ def _split(state_dict: Mapping[str, Tensor]):
     embeddings: dict[str, Tensor] = {}
     mlps: dict[str, dict[int, dict[str, Tensor]]] = {}
     for name, tensor in state_dict.items():
-        if found := _EMBEDDING.search(name):
+        if found := EMBEDDING.search(name):
             if tensor.dim() != 2:
                 raise refusal(f"{name} of shape {tuple(tensor.shape)}", "two dimensions")
             embeddings[found[1]] = tensor.detach()
-        elif found := _LINEAR.search(name):
+        elif found := LINEAR.search(name):
             if tensor.dim() != {"weight": 2, "bias": 1}[found[3]]:
                 raise refusal(f"{name} of shape {tuple(tensor.shape)}", "linear layers only")
             mlps.setdefault(found[1], {}).setdefault(int(found[2]), {})[found[3]] = tensor.detach()

@@ -192,11 +192,10 @@ def test_three_steps_of_the_learner_are_those_of_the_official_training(values, v
         assert learner.step(batch, local_denominators(batch), step, num_steps=3).finite
     end = from_official(reference.state_dict())
     tensors = learner.tables.state()
-    rows = {name: tensors[name] for name in end.store_values(1)}
-    close = {"rtol": 1e-5, "atol": 1e-6}
-    torch.testing.assert_close(rows, end.store_values(learner.tables.num_buckets), **close)
-    moved = learner.model.state_dict()
-    torch.testing.assert_close(dict(moved), dict(end.model.state_dict()), **close)
+    rows_of_end = end.store_values(learner.tables.num_buckets)
+    wanted = rows_of_end | dict(end.model.state_dict())
+    moved = {name: tensors[name] for name in rows_of_end} | dict(learner.model.state_dict())
+    torch.testing.assert_close(moved, wanted, rtol=1e-5, atol=1e-6)
 
 
 def _learner(start: OfficialStem, scale: float, lr: float, l2: float) -> Learner:

@@ -12,22 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from helpers.logs import small_log
 from helpers.own_model import Linear
 from helpers.training import bytes_of, read_lines, small_config
 from raymtl import launch, scoring
 from raymtl.config import LaunchSection, TrainConfig, override, parse
-from raymtl.data.lanes import read_batches
-from raymtl.data.log import read_index
-from raymtl.data.stream import Span, Stream
 from raymtl.errors import IdOutOfRange, InputError
-from raymtl.evaluator import evaluate
-from raymtl.learner import Learner
 from raymtl.models import registry
-from raymtl.saving import load_learner, read_config
-from raymtl.source import order_of
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(300)]
 TWO = LaunchSection(num_workers=2)
@@ -72,9 +64,13 @@ class Disturber:
         os.kill(process, self.what)
 
 
-def test_a_killed_worker_costs_nothing_but_time(log: str, undisturbed: dict[str, Any]) -> None:
-    made = config(log, "name=killed")
-    disturber = Disturber(Path(made.storage, made.name), 0, signal.SIGKILL)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_worker_costs_nothing_but_time(
+    log: str, undisturbed: dict[str, Any], rank: int
+) -> None:
+    made = config(log, f"name=killed-{rank}")
+    run = Path(made.storage, made.name)
+    disturber = Disturber(run, rank, signal.SIGKILL)
     result = launch.train(made, show=disturber)
     assert disturber.signalled_at is not None
     assert any(line.startswith("going on from step") for line in disturber.lines)
@@ -134,12 +130,13 @@ def test_a_bad_id_that_no_statistic_shows_ends_the_run_without_retries(tmp_path:
     assert sum(line.startswith("rank 0 of 2") for line in lines) == 1
 
 
-def test_evaluation_and_prediction_on_two_workers_agree_with_one_process(
+def test_evaluation_and_prediction_agree_on_any_number_of_workers(
     log: str, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     run, test = undisturbed["run"], f"{log}/test"
+    one = scoring.evaluate(run, test, LaunchSection(num_workers=1))
     two = scoring.evaluate(run, test, TWO)
-    assert two["metrics"] == pytest.approx(evaluated_here(run, test), rel=1e-6)
+    assert one["metrics"] == pytest.approx(two["metrics"], rel=1e-6)
     scoring.predict(run, test, str(tmp_path / "out"), ("user", "time"), TWO)
     scores = pq.read_table(tmp_path / "out")
     raw = pa.concat_tables(
@@ -150,15 +147,3 @@ def test_evaluation_and_prediction_on_two_workers_agree_with_one_process(
     for task in ("click", "like", "share"):
         values = scores[task].to_numpy()
         assert values.dtype == np.float32 and ((values > 0) & (values < 1)).all()
-
-
-def evaluated_here(run: str, log: str) -> dict[str, Any]:
-    """Metrics of the run's best checkpoint in this process, read without Ray."""
-    found = scoring.choose(run)
-    made, schema = read_config(found)
-    learner = Learner(made, schema, torch.device("cpu"))
-    load_learner(found, learner, optimizer=False)
-    index = read_index(log, schema)
-    order = order_of(made, index)
-    stream = Stream(index, schema, order, Span(0, 1, 0, order.steps_per_epoch))
-    return evaluate(learner, read_batches(stream), order.steps_per_epoch, made.metrics)

@@ -28,6 +28,7 @@ from raymtl.run import MetricLines, Run
 from raymtl.saving import Saver
 from raymtl.schema import LogSchema
 from raymtl.source import LogSource, Read
+from raymtl.storage import absolute
 from raymtl.tensorboard import EventWriter
 from raymtl.trainer import Reports, Trainer
 
@@ -107,7 +108,7 @@ def run_workers(
         ),
         run_config=RunConfig(
             name="ray",
-            storage_path=_storage_path(storage_url),
+            storage_path=absolute(storage_url),
             failure_config=FailureConfig(max_failures=failure.max_failures),
         ),
     )
@@ -201,10 +202,6 @@ def _valid_line(values: dict) -> str:
     shown_keys = ("valid/auc", "valid/gauc", "valid/log_loss")
     parts = [f"{k.removeprefix('valid/')} {values[k]:.4f}" for k in shown_keys if values.get(k)]
     return f"step {values['step']}: validation {', '.join(parts)}"
-
-
-def _storage_path(url: str) -> str:
-    return url if "://" in url else os.path.abspath(url)
 
 
 def _first_cause(error: TrainingFailedError) -> str:

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+import numpy as np
 import pyarrow as pa
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
@@ -147,6 +148,17 @@ class Rule(Section):
     equals: float | None = None
     at_least: float | None = None
     at_most: float | None = None
+
+    def holds(self, values: np.ndarray) -> np.ndarray:
+        """Boolean (n,), False where a value is NaN (a null)."""
+        held = ~np.isnan(values)
+        if self.equals is not None:
+            held &= values == self.equals
+        if self.at_least is not None:
+            held &= values >= self.at_least
+        if self.at_most is not None:
+            held &= values <= self.at_most
+        return held
 
 
 class Task(Section):

@@ -192,15 +192,7 @@ def _label(table: pa.Table, task: Task, where: str) -> np.ndarray:
 def _holds(table: pa.Table, rule: Rule, where: str) -> np.ndarray:
     """Boolean (n,), False where the rule's column is null or NaN."""
     _require_column(table, rule.column, None, "a task's observed_if", where)
-    values = _floats(column_of(table, rule.column))
-    holds = ~np.isnan(values)
-    if rule.equals is not None:
-        holds &= values == rule.equals
-    if rule.at_least is not None:
-        holds &= values >= rule.at_least
-    if rule.at_most is not None:
-        holds &= values <= rule.at_most
-    return holds
+    return rule.holds(_floats(column_of(table, rule.column)))
 
 
 def _weights(table: pa.Table, column: str, needed: np.ndarray, where: str) -> np.ndarray:

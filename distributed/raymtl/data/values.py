@@ -117,15 +117,7 @@ def check_weights(table: pa.Table, column: str, needed: np.ndarray, origin: Orig
 
 
 def _holds(table: pa.Table, rule: Rule) -> np.ndarray:
-    values = _floats(table.column(rule.column))
-    holds = ~np.isnan(values)
-    if rule.equals is not None:
-        holds &= values == rule.equals
-    if rule.at_least is not None:
-        holds &= values >= rule.at_least
-    if rule.at_most is not None:
-        holds &= values <= rule.at_most
-    return holds
+    return rule.holds(_floats(table.column(rule.column)))
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray:

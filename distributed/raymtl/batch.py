@@ -90,6 +90,18 @@ class InputShape:
     task_names: tuple[str, ...]
     sequence_lengths: dict[str, int] = field(default_factory=dict)
     """Sequence name -> S, for sequences passed whole."""
+    field_names: tuple[str, ...] = ()
+    """Of the F fields that are looked up."""
+    field_tables: tuple[str, ...] = ()
+    """The table each of them looks up; a sequence's target is the field of its table."""
+    sequence_tables: dict[str, str] = field(default_factory=dict)
+    """Whole sequence -> the table of its ids."""
+    sequence_aligned: dict[str, str] = field(default_factory=dict)
+    """Whole sequence -> the whole sequence of the same events, where there is one."""
+    given: tuple[int | None, ...] = ()
+    """Per task the task that must be positive for it to be."""
+    kinds: tuple[str, ...] = ()
+    """`binary` or `regression` per task."""
 
     @classmethod
     def of(
@@ -108,4 +120,14 @@ class InputShape:
             num_numeric=len(layout.numeric_names),
             task_names=layout.task_names,
             sequence_lengths={c.feature: c.width for c in layout.sequences},
+            field_names=tuple(c.feature for c in layout.fields),
+            field_tables=tuple(c.table for c in layout.fields),
+            sequence_tables={c.feature: c.table for c in layout.sequences},
+            sequence_aligned={
+                c.feature: c.aligned_with
+                for c in layout.sequences
+                if c.aligned_with in {other.feature for other in layout.sequences}
+            },
+            given=layout.task_given,
+            kinds=layout.task_kinds,
         )

@@ -112,6 +112,18 @@ class OptimizerSection(Section):
     """Largest global gradient norm over dense parameters and touched rows; null does not clip."""
 
 
+class BalancingSection(Section):
+    name: Literal["fixed", "uncertainty", "dwa", "pcgrad"] = "fixed"
+    """How tasks are weighed beside their loss weights: not at all; by learnt uncertainty; by how
+    fast each loss falls (Dynamic Weight Average); by projecting conflicting gradients, which costs
+    one backward pass a task."""
+    window_steps: PositiveInt = 100
+    """`dwa`: steps of a window; losses of the last two are compared. The paper's windows are
+    epochs, which a log that is read once has not."""
+    temperature: PositiveFloat = 2.0
+    """`dwa`: higher weighs tasks more evenly; 2 as in the paper."""
+
+
 class TrainSection(Section):
     global_batch_size: PositiveInt = 4096
     """Impressions per step over all ranks; a multiple of data.num_lanes. 4096 is what the STEM
@@ -198,6 +210,7 @@ class TrainConfig(Section):
     embedding: EmbeddingSection = EmbeddingSection()
     optimizer: OptimizerSection = OptimizerSection()
     train: TrainSection = TrainSection()
+    balancing: BalancingSection = BalancingSection()
     validation: ValidationSection = ValidationSection()
     metrics: MetricsSection = MetricsSection()
     checkpoint: CheckpointSection = CheckpointSection()

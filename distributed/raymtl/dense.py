@@ -1,6 +1,8 @@
 """Dense parameters as one flat buffer: one all-reduce, one optimizer, no DDP."""
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,33 +12,48 @@ from raymtl.config import DenseOptimizerSection, ScheduleSection
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
+@dataclass(frozen=True)
+class Group:
+    """Parameters that one optimizer moves."""
+
+    names: tuple[str, ...]
+    section: DenseOptimizerSection
+
+
 class DenseParameters:
     """A model's parameters and gradients laid in one buffer each; the module sees views of them.
 
-    The gradient buffer has `num_extra` floats at its end that ride along in the all-reduce.
+    Parameters of a group lie side by side, and each group has its own optimizer. The gradient
+    buffer has `num_extra` floats at its end that ride along in the all-reduce.
+
+    Args:
+        parameters: by name.
+        groups: which optimizer moves which; each parameter in just one.
     """
 
-    def __init__(self, model: nn.Module, section: DenseOptimizerSection, num_extra: int):
-        self.names, parameters = (
-            zip(*model.named_parameters(), strict=True)
-            if any(True for _ in model.parameters())
-            else ((), ())
-        )
-        self.parameters: list[nn.Parameter] = list(parameters)
-        sizes = [p.numel() for p in self.parameters]
-        device = next(iter(self.parameters)).device if self.parameters else torch.device("cpu")
-        self.flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in self.parameters]))
-        self.buffer = torch.zeros(sum(sizes) + num_extra, device=device)
-        """Gradients of `flat`, then the extras."""
-        self.extras = self.buffer[sum(sizes) :]
-        self.flat.grad = self.buffer[: sum(sizes)]
-        for p, values, grads in zip(
-            self.parameters, self.flat.data.split(sizes), self.flat.grad.split(sizes), strict=True
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], groups: Sequence[Group], num_extra: int
+    ):
+        self.names = tuple(name for group in groups for name in group.names)
+        assert sorted(self.names) == sorted(parameters), "every parameter is in one group"
+        self.parameters = [parameters[name] for name in self.names]
+        self._sizes = [p.numel() for p in self.parameters]
+        device = self.parameters[0].device if self.parameters else torch.device("cpu")
+        flat = [p.detach().reshape(-1) for p in self.parameters]
+        self.values = torch.cat(flat) if flat else torch.zeros(0, device=device)
+        self.buffer = torch.zeros(len(self.values) + num_extra, device=device)
+        """Gradients of `values`, then the extras."""
+        self.gradients = self.buffer[: len(self.values)]
+        self.extras = self.buffer[len(self.values) :]
+        for p, values, gradients in zip(
+            self.parameters,
+            self.values.split(self._sizes),
+            self.gradients.split(self._sizes),
+            strict=True,
         ):
             p.data = values.view_as(p)
-            p.grad = grads.view_as(p)
-        self._sizes = sizes
-        self.optimizer = _optimizer(self.flat, section)
+            p.grad = gradients.view_as(p)
+        self._moved = self._optimizers(groups)
 
     def zero_grad(self) -> None:
         """Clears the gradients and the extras."""
@@ -44,43 +61,84 @@ class DenseParameters:
 
     def squared_norm(self) -> Tensor:
         """Sum of squares of the gradients, float64 scalar."""
-        assert self.flat.grad is not None
-        return self.flat.grad.double().square().sum()
+        return self.gradients.double().square().sum()
 
-    def step(self, scale: Tensor, lr: float) -> None:
-        """Multiplies the gradients by `scale` (the clip) and moves the parameters."""
-        assert self.flat.grad is not None
-        self.flat.grad.mul_(scale)
-        self.optimizer.param_groups[0]["lr"] = lr
-        self.optimizer.step()
+    def step(self, scale: Tensor, factor: float) -> None:
+        """Multiplies the gradients by `scale` (the clip) and moves the parameters.
+
+        Args:
+            factor: of every group's learning rate, from the schedule.
+        """
+        self.gradients.mul_(scale)
+        for group, flat, optimizer in self._moved:
+            if len(flat):
+                optimizer.param_groups[0]["lr"] = group.section.lr * factor
+                optimizer.step()
 
     def state(self) -> dict[str, Tensor]:
-        """`model/<name>` and `optimizer/<state>/<name>`, views of the live tensors."""
-        tensors = self._by_name("model", self.flat.data)
-        for key, value in self.optimizer.state[self.flat].items():
-            if value.shape == self.flat.shape:
-                tensors |= self._by_name(f"optimizer/{key}", value)
-            else:
-                tensors[f"optimizer/{key}"] = value
+        """`model/<name>` and `optimizer/<state>/<name>`, views of the live tensors.
+
+        What an optimizer holds once (Adam's step count) is `optimizer_once/<state>/<first name>`.
+        """
+        tensors = self._by_name("model", self.names, self.values)
+        for group, flat, optimizer in self._moved:
+            for key, value in optimizer.state[flat].items():
+                if value.shape == flat.shape:
+                    tensors |= self._by_name(f"optimizer/{key}", group.names, value)
+                else:
+                    tensors[f"optimizer_once/{key}/{group.names[0]}"] = value
         return tensors
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes what `state` gave; the optimizer's part only where it is there."""
-        self.flat.data.copy_(self._flattened("model", tensors))
-        keys = {k.split("/")[1] for k in tensors if k.startswith("optimizer/")}
-        for key in keys:
-            whole = tensors.get(f"optimizer/{key}")
-            value = self._flattened(f"optimizer/{key}", tensors) if whole is None else whole
-            self.optimizer.state[self.flat][key] = value.to(
-                self.flat.device if whole is None else value.device
-            )
+        self.values.copy_(_joined("model", self.names, tensors))
+        for group, flat, optimizer in self._moved:
+            for path, value in tensors.items():
+                prefix, key, *name = path.split("/")
+                if not group.names or name != [group.names[0]]:
+                    continue
+                if prefix == "optimizer":
+                    joined = _joined(f"optimizer/{key}", group.names, tensors)
+                    optimizer.state[flat][key] = joined.to(flat.device)
+                elif prefix == "optimizer_once":
+                    optimizer.state[flat][key] = value
 
-    def _by_name(self, prefix: str, flat: Tensor) -> dict[str, Tensor]:
-        parts = zip(self.names, self.parameters, flat.split(self._sizes), strict=True)
-        return {f"{prefix}/{name}": part.view_as(p) for name, p, part in parts}
+    def _optimizers(
+        self, groups: Sequence[Group]
+    ) -> list[tuple[Group, nn.Parameter, torch.optim.Optimizer]]:
+        size_of, start, moved = dict(zip(self.names, self._sizes, strict=True)), 0, []
+        for group in groups:
+            stop = start + sum(size_of[name] for name in group.names)
+            flat = nn.Parameter(self.values[start:stop])
+            flat.grad = self.gradients[start:stop]
+            moved.append((group, flat, _optimizer(flat, group.section)))
+            start = stop
+        return moved
 
-    def _flattened(self, prefix: str, tensors: dict[str, Tensor]) -> Tensor:
-        return torch.cat([tensors[f"{prefix}/{name}"].reshape(-1) for name in self.names])
+    def _by_name(self, prefix: str, names: Sequence[str], flat: Tensor) -> dict[str, Tensor]:
+        like = dict(zip(self.names, self.parameters, strict=True))
+        parts = flat.split([like[name].numel() for name in names])
+        return {
+            f"{prefix}/{name}": part.view_as(like[name])
+            for name, part in zip(names, parts, strict=True)
+        }
+
+
+def groups_of(
+    model: nn.Module, names: Sequence[str], section: DenseOptimizerSection
+) -> list[Group]:
+    """The model's own groups (`optimizer_groups`), and first the one of all other parameters."""
+    own = [
+        Group(tuple(group), of_its_own)
+        for group, of_its_own in getattr(model, "optimizer_groups", list)()
+    ]
+    taken = {name for group in own for name in group.names}
+    return [Group(tuple(n for n in names if n not in taken), section), *own]
+
+
+def _joined(prefix: str, names: Sequence[str], tensors: Mapping[str, Tensor]) -> Tensor:
+    parts = [tensors[f"{prefix}/{name}"].reshape(-1) for name in names]
+    return torch.cat(parts) if parts else torch.zeros(0)
 
 
 def _optimizer(flat: nn.Parameter, section: DenseOptimizerSection) -> torch.optim.Optimizer:

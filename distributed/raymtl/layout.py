@@ -21,6 +21,8 @@ class IdColumns:
     """`one` (a categorical), `sum`, `mean`, or `none` (a sequence passed whole)."""
     weight_start: int | None = None
     """First column of a weighted bag's weights in `bag_weights`; null where unweighted."""
+    aligned_with: str | None = None
+    """A sequence that holds the same events (item and author, say); null where there is none."""
 
     @property
     def stop(self) -> int:
@@ -35,6 +37,10 @@ class Layout:
     numeric_names: tuple[str, ...]
     """One per numeric column; a missing indicator follows its feature as `name:missing`."""
     task_names: tuple[str, ...]
+    task_kinds: tuple[str, ...] = ()
+    """`binary` or `regression` per task."""
+    task_given: tuple[int | None, ...] = ()
+    """Per task the task that must be positive for it to be; null where there is none."""
 
     @classmethod
     def of(cls, schema: LogSchema) -> "Layout":
@@ -52,6 +58,7 @@ class Layout:
                         width=width,
                         pooling=pooling,
                         weight_start=weight_start if weighted else None,
+                        aligned_with=f.aligned_with if isinstance(f, SequenceFeature) else None,
                     )
                 )
                 start += width
@@ -61,7 +68,14 @@ class Layout:
                 numeric.append(f.name)
                 if f.missing_indicator:
                     numeric.append(f"{f.name}:missing")
-        return cls(tuple(columns), tuple(numeric), tuple(t.name for t in schema.tasks))
+        names = [task.name for task in schema.tasks]
+        return cls(
+            id_columns=tuple(columns),
+            numeric_names=tuple(numeric),
+            task_names=tuple(names),
+            task_kinds=tuple(task.kind for task in schema.tasks),
+            task_given=tuple(names.index(t.given) if t.given else None for t in schema.tasks),
+        )
 
     @cached_property
     def num_id_columns(self) -> int:

@@ -1,19 +1,26 @@
 """Learner: one rank's model, table rows and optimizers, and the one step that moves them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from raymtl import collectives, losses
-from raymtl.batch import Batch, Layout
+from raymtl.balancing import Balancer, projection
+from raymtl.batch import Batch, Inputs, Layout
 from raymtl.config import TrainConfig
-from raymtl.dense import DenseParameters, clip_scale, learning_rate_factor
+from raymtl.dense import DenseParameters, clip_scale, groups_of, learning_rate_factor
 from raymtl.embedding import fields, optimizers
+from raymtl.embedding.rows import RowGradients, Rows, combined, inner_products
 from raymtl.embedding.sharded import ShardedTables
 from raymtl.embedding.tables import check_ids, table_specs
 from raymtl.models import registry
 from raymtl.schema import LogSchema
+
+ROW_STEPS = "row_optimizer/num_steps"
+"""Key of the row optimizer's step count among the dense tensors."""
 
 
 @dataclass
@@ -21,9 +28,11 @@ class StepOutcome:
     """What a step gives to reports; `finite` is False where nothing was moved."""
 
     loss: Tensor
-    """Global loss, a scalar, without L2."""
+    """Global loss, a scalar, without L2 and a model's own terms; weighted by loss_weight alone."""
     loss_T: Tensor
-    """Its parts by task, unweighted by loss_weight."""
+    """Its parts by task, unweighted."""
+    weight_T: Tensor
+    """What balancing weighed them with."""
     probabilities_BT: Tensor
     logits_BT: Tensor
     finite: bool
@@ -40,51 +49,70 @@ class Learner:
         width = config.embedding.width
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = registry.build(config.model, self.layout, width).to(device)
+            self.model: Any = registry.build(config.model, self.layout, width).to(device)
         self.shape = registry.shape(config.model, self.layout, width)
         specs = table_specs(schema, self.shape)
         self.tables = ShardedTables(specs, config.embedding, config.seed, device)
-        self.dense = DenseParameters(
-            self.model, config.optimizer.dense, num_extra=1 + len(self.kinds)
-        )
+        self.balancer = Balancer(config.balancing, self.kinds, device)
+        parameters = dict(self.model.named_parameters()) | self.balancer.parameters
+        groups = groups_of(self.model, tuple(parameters), config.optimizer.dense)
+        self.dense = DenseParameters(parameters, groups, num_extra=1 + len(self.kinds))
         self.row_optimizer = optimizers.build(config.optimizer.rows, self.tables)
 
-    def step(self, batch: Batch, denominators: Tensor, step: int, num_steps: int) -> StepOutcome:
+    @property
+    def num_sums(self) -> int:
+        """Length of `local_sums`."""
+        return 1 + len(self.kinds) + getattr(self.model, "num_statistics", 0)
+
+    def local_sums(self, batch: Batch) -> Tensor:
+        """This rank's part of what a step must know of the global batch; float64 (num_sums,).
+
+        The losses' denominators, then the statistics the model asks for. To be summed over ranks.
+        """
+        denominators = losses.local_denominators(batch)
+        if not hasattr(self.model, "statistics"):
+            return denominators
+        statistics = self.model.statistics(batch)
+        assert len(statistics) == self.model.num_statistics, "a model's statistics changed length"
+        return torch.cat([denominators, statistics.to(denominators)])
+
+    def step(self, batch: Batch, sums: Tensor, step: int, num_steps: int) -> StepOutcome:
         """Collective. One step of training.
 
         Args:
             batch: this rank's rows.
-            denominators: `losses.local_denominators` summed over ranks.
+            sums: `local_sums` summed over ranks.
             step: global step, 0-based; seeds dropout and places the schedule.
             num_steps: steps of the whole run, for the schedule.
         """
         self.model.train()
         self.dense.zero_grad()
         rows = self.tables.lookup(batch.ids_BC, self.layout)
+        denominators, statistics = sums[: 1 + len(self.kinds)], sums[1 + len(self.kinds) :]
+        if len(statistics):
+            self.model.take_statistics(statistics)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_mix(self.config.seed, step, collectives.rank()))
             logits_BT = self.model(self._inputs(rows, batch))
-        sums_T = losses.task_losses(logits_BT, batch, self.kinds)
-        loss, loss_T = losses.combine(
-            sums_T, denominators, self.loss_weight_T, self.config.train.loss_denominator
+        loss_T = losses.per_task(
+            losses.task_losses(logits_BT, batch, self.kinds),
+            denominators,
+            self.config.train.loss_denominator,
         )
-        loss.backward()
-        gradients = self.tables.collect(rows)
-        self.row_optimizer.add_l2(gradients)
-        self.dense.extras[0] = self.row_optimizer.squared_norm(gradients)
-        self.dense.extras[1:] = loss_T.detach()
-        collectives.sum_(self.dense.buffer)
-        squared_norm = self.dense.squared_norm() + self.dense.extras[0].double()
-        total_T = self.dense.extras[1:].clone()
-        finite = bool(torch.isfinite(squared_norm + total_T.sum()))
-        if finite:
-            factor = learning_rate_factor(self.config.optimizer.schedule, step, num_steps)
-            scale = clip_scale(squared_norm, self.config.optimizer.clip_norm)
-            self.dense.step(scale, self.config.optimizer.dense.lr * factor)
-            self.row_optimizer.step(gradients, float(scale), self.config.optimizer.rows.lr * factor)
+        weight_T = self.balancer.weights_T()
+        terms_T = loss_T * self.loss_weight_T * weight_T
+        penalty = self._penalty(logits_BT, batch, denominators)
+        if self.config.balancing.name == "pcgrad":
+            gradients = self._projected(terms_T, penalty, rows, step)
+        else:
+            total = terms_T.sum() if penalty is None else terms_T.sum() + penalty
+            total.backward()
+            gradients = self.tables.collect(rows)
+        finite, total_T = self._move(gradients, loss_T.detach(), step, num_steps)
         return StepOutcome(
             loss=(total_T * self.loss_weight_T).sum(),
             loss_T=total_T,
+            weight_T=weight_T.detach(),
             probabilities_BT=losses.probabilities(logits_BT.detach(), self.kinds),
             logits_BT=logits_BT.detach(),
             finite=finite,
@@ -102,7 +130,75 @@ class Learner:
         check_ids(batch.ids_BC, self.layout, self.tables.specs)
         return batch.to(self.device)
 
-    def _inputs(self, rows, batch: Batch):
+    def dense_state(self) -> dict[str, Tensor]:
+        """All that is equal on every rank: dense parameters, their optimizers', balancing's."""
+        steps = {ROW_STEPS: torch.tensor(self.row_optimizer.num_steps)}
+        return self.dense.state() | self.balancer.state() | steps
+
+    def load_dense_state(self, tensors: Mapping[str, Tensor], optimizer: bool) -> None:
+        """Takes what `dense_state` gave; without `optimizer` the weights alone."""
+        if not optimizer:
+            tensors = {key: t for key, t in tensors.items() if key.startswith("model/")}
+        self.dense.load_state(tensors)
+        if optimizer:
+            self.balancer.load_state(tensors)
+            self.row_optimizer.num_steps = int(tensors[ROW_STEPS])
+
+    def _penalty(self, logits_BT: Tensor, batch: Batch, denominators: Tensor) -> Tensor | None:
+        """This rank's part of the model's and balancing's own terms of the loss."""
+        total = denominators[0].clamp(min=torch.finfo(denominators.dtype).tiny).float()
+        terms = [self.balancer.penalty()]
+        if hasattr(self.model, "penalty"):
+            terms.append(self.model.penalty(logits_BT))
+        parts = [(batch.weight_B * term).sum() / total for term in terms if term is not None]
+        return torch.stack(parts).sum() if parts else None
+
+    def _projected(
+        self, terms_T: Tensor, penalty: Tensor | None, rows: Rows, step: int
+    ) -> RowGradients:
+        """Collective. A backward pass a task, then PCGrad's combination of their gradients."""
+        losses_ = [*terms_T.unbind(0), *([] if penalty is None else [penalty])]
+        dense, parts = [], []
+        for loss in losses_:
+            self.dense.zero_grad()
+            for group in rows.groups:
+                group.leaf.grad = None
+            loss.backward(retain_graph=loss is not losses_[-1])
+            dense.append(self.dense.gradients.clone())
+            parts.append(self.tables.collect(rows))
+        num_tasks = len(terms_T)
+        global_Tn = collectives.sum_(torch.stack(dense))
+        gram_TT = collectives.sum_(inner_products(parts[:num_tasks]))
+        tasks_Tn = global_Tn[:num_tasks].double()
+        weights = projection(gram_TT + tasks_Tn @ tasks_Tn.t(), _mix(self.config.seed, step, 0))
+        weights = torch.cat([weights, weights.new_ones(len(losses_) - num_tasks)]).to(self.device)
+        # The buffer is summed over ranks once more in _move: only rank 0 fills it.
+        self.dense.zero_grad()
+        if collectives.rank() == 0:
+            self.dense.gradients.copy_(weights.float() @ global_Tn)
+        return combined(parts, weights.tolist())
+
+    def _move(
+        self, gradients: RowGradients, loss_T: Tensor, step: int, num_steps: int
+    ) -> tuple[bool, Tensor]:
+        """Collective. Sums, clips and applies the gradients, unless one is not finite."""
+        self.row_optimizer.add_l2(gradients)
+        self.dense.extras[0] = self.row_optimizer.squared_norm(gradients)
+        self.dense.extras[1:] = loss_T
+        collectives.sum_(self.dense.buffer)
+        squared_norm = self.dense.squared_norm() + self.dense.extras[0].double()
+        total_T = self.dense.extras[1:].clone()
+        finite = bool(torch.isfinite(squared_norm + total_T.sum()))
+        if finite:
+            section = self.config.optimizer
+            factor = learning_rate_factor(section.schedule, step, num_steps)
+            scale = clip_scale(squared_norm, section.clip_norm)
+            self.dense.step(scale, factor)
+            self.row_optimizer.step(gradients, float(scale), section.rows.lr * factor)
+            self.balancer.record(total_T)
+        return finite, total_T
+
+    def _inputs(self, rows: Rows, batch: Batch) -> Inputs:
         return fields.assemble(rows, batch, self.layout, self.shape.num_views, self.shape.width)
 
 

@@ -40,38 +40,29 @@ def task_losses(logits_BT: Tensor, batch: Batch, kinds: Sequence[str]) -> Tensor
 def local_denominators(batch: Batch) -> Tensor:
     """This rank's float64 [sum of weight_B, sum of weight_BT per task], (1 + T,).
 
-    Sum it over ranks before `combine`.
+    Sum it over ranks before `per_task`.
     """
     observed = torch.where(batch.mask_BT, batch.weight_BT.double(), 0.0)
     return torch.cat([batch.weight_B.double().sum(dim=0, keepdim=True), observed.sum(dim=0)])
 
 
-def combine(
-    sums_T: Tensor,
-    denominators: Tensor,
-    task_weights: Tensor | Sequence[float],
-    mode: Denominator,
-) -> tuple[Tensor, Tensor]:
-    """This rank's part of the loss: summed over ranks it is the loss of the global batch.
+def per_task(sums_T: Tensor, denominators: Tensor, mode: Denominator) -> Tensor:
+    """This rank's part of each task's loss: summed over ranks it is that of the global batch.
 
     Args:
         sums_T: `task_losses` of this rank.
         denominators: `local_denominators` summed over ranks.
-        task_weights: loss weight per task.
         mode: `batch` divides every task by the weight of the global batch, `observed` by the weight
             of its own observed rows.
 
     Returns:
-        loss, per_task_T: the scalar to differentiate, weighted over tasks; and each task's
-        share before its loss weight. A task whose denominator is 0 has 0 in both.
+        loss_T; 0 for a task whose denominator is 0.
     """
-    per_task = denominators[1:]
-    chosen = denominators[:1].expand_as(per_task) if mode == "batch" else per_task
+    observed = denominators[1:]
+    chosen = denominators[:1].expand_as(observed) if mode == "batch" else observed
     positive = chosen > 0
     divisor = torch.where(positive, chosen, 1.0).to(sums_T.dtype)
-    per_task_T = torch.where(positive, sums_T / divisor, sums_T.new_zeros(()))
-    loss_weights = torch.as_tensor(task_weights, dtype=sums_T.dtype, device=sums_T.device)
-    return (loss_weights * per_task_T).sum(), per_task_T
+    return torch.where(positive, sums_T / divisor, sums_T.new_zeros(()))
 
 
 def probabilities(logits_BT: Tensor, kinds: Sequence[str]) -> Tensor:

@@ -16,8 +16,6 @@ from raymtl.run import Run
 from raymtl.schema import LogSchema
 from raymtl.shards import damaged
 
-ROW_STEPS = "row_optimizer/num_steps"
-"""Key of the row optimizer's step count among the dense tensors."""
 DECIDES_NOTHING = {"name", "storage", "launch", "failure"}
 """Sections of a config that leave the trained numbers alone; not part of a checkpoint."""
 
@@ -64,10 +62,7 @@ class Saver:
                 k: t for k, t in tables.items() if _table(k) in replicated
             }
             buckets["replicated.safetensors"] = (0, num_buckets)
-            tensors["dense.safetensors"] = _copied(
-                self.learner.dense.state()
-                | {ROW_STEPS: torch.tensor(self.learner.row_optimizer.num_steps)}
-            )
+            tensors["dense.safetensors"] = _copied(self.learner.dense_state())
             tensors["metrics.safetensors"] = {k: t.cpu() for k, t in histograms.items()}
             trainer = {"state": state, "log_digest": self.log_digest}
             texts = self._texts | {
@@ -135,9 +130,7 @@ def load_learner(found: Checkpoint, learner: Learner, optimizer: bool) -> None:
             raise damaged(
                 found.folder, "dense.safetensors", f"{key}: {got}", f"{tuple(parameter.shape)}"
             )
-    learner.dense.load_state(dense if optimizer else {k: dense[k] for k in model})
-    if optimizer:
-        learner.row_optimizer.num_steps = int(dense[ROW_STEPS])
+    learner.load_dense_state(dense, optimizer)
     reader = found.tables()
     rows = {spec.name: spec.rows for spec in learner.tables.specs}
     replicated, whole = learner.tables.replicated_tables, (0, found.num_buckets)

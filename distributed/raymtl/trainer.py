@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from raymtl import collectives, losses
+from raymtl import collectives
 from raymtl.batch import Batch
 from raymtl.config import TrainConfig
 from raymtl.errors import InputError, NonFinite, RankFailed
@@ -122,10 +122,10 @@ class Trainer:
             batch, error = attempt(lambda: self._next(batches))
             word = self._agree(error, batch)
             assert batch is not None
-            time_is_up, ranks_written, rows, denominators = word[0], word[1], word[2], word[3:]
+            time_is_up, ranks_written, rows, sums = word[0], word[1], word[2], word[3:]
             if ranks_written == collectives.world_size():
                 self._complete_save()
-            outcome = self.learner.step(batch, denominators, state.step, self.stop_step)
+            outcome = self.learner.step(batch, sums, state.step, self.stop_step)
             if not outcome.finite:
                 self._raise_non_finite(batch, outcome)
             self.window.update(outcome.probabilities_BT, batch)
@@ -151,7 +151,7 @@ class Trainer:
             raise
 
     def _word(self, batch: Batch | None) -> Tensor:
-        """What every rank says before a step, summed: time is up, files written, rows, weights."""
+        """What every rank says before a step, summed: time is up, files written, rows, sums."""
         limit = self.config.train.max_time_s
         late = (
             limit is not None
@@ -159,12 +159,12 @@ class Trainer:
             and time.monotonic() - self.started_s >= limit
         )
         flags = [float(late), float(self.saver.written), float(batch.num_rows if batch else 0)]
-        weights = (
-            losses.local_denominators(batch)
+        sums = (
+            self.learner.local_sums(batch)
             if batch is not None
-            else torch.zeros(1 + len(self.learner.kinds), dtype=torch.float64)
+            else torch.zeros(self.learner.num_sums, dtype=torch.float64)
         )
-        word = torch.cat([torch.tensor(flags, dtype=torch.float64), weights.cpu()])
+        word = torch.cat([torch.tensor(flags, dtype=torch.float64), sums.cpu()])
         return word.to(self.learner.device)
 
     def _raise_non_finite(self, batch: Batch, outcome: StepOutcome) -> None:

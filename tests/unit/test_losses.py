@@ -75,12 +75,8 @@ def test_denominators_are_row_weight_and_observed_weight_per_task():
 
 def test_both_denominators_by_hand():
     sums, denominators = torch.tensor([6.0, 4.0]), torch.tensor([8.0, 3.0, 2.0])
-    loss, per_task = losses.combine(sums, denominators, [1.0, 0.5], "batch")
-    assert per_task.tolist() == [0.75, 0.5]
-    assert loss.item() == 1.0
-    loss, per_task = losses.combine(sums, denominators, [1.0, 0.5], "observed")
-    assert per_task.tolist() == [2.0, 2.0]
-    assert loss.item() == 3.0
+    assert losses.per_task(sums, denominators, "batch").tolist() == [0.75, 0.5]
+    assert losses.per_task(sums, denominators, "observed").tolist() == [2.0, 2.0]
 
 
 @pytest.mark.parametrize("mode", ["batch", "observed"])
@@ -88,7 +84,8 @@ def test_a_task_nobody_observed_contributes_nothing(mode):
     logits = torch.zeros(2, 2, requires_grad=True)
     batch = labelled(torch.tensor([[1.0, NAN], [0.0, NAN]]))
     sums = losses.task_losses(logits, batch, ["binary"] * 2)
-    loss, per_task = losses.combine(sums, losses.local_denominators(batch), [1.0, 1.0], mode)
+    per_task = losses.per_task(sums, losses.local_denominators(batch), mode)
+    loss = per_task.sum()
     loss.backward()
     assert per_task[1] == 0
     assert loss.item() == pytest.approx(math.log(2))
@@ -100,7 +97,7 @@ def test_a_batch_of_padding_alone_has_loss_0_and_gradient_0(mode):
     logits = torch.full((3, 2), NAN, requires_grad=True)
     batch = labelled(torch.full((3, 2), NAN), weight_B=torch.zeros(3))
     sums = losses.task_losses(logits, batch, ["binary"] * 2)
-    loss, _ = losses.combine(sums, losses.local_denominators(batch), [1.0, 1.0], mode)
+    loss = losses.per_task(sums, losses.local_denominators(batch), mode).sum()
     loss.backward()
     assert loss == 0
     assert logits.grad is not None and not logits.grad.any()
@@ -116,6 +113,6 @@ def test_parts_of_uneven_ranks_add_up_to_the_loss_of_the_whole_batch(mode):
     batches = [labelled(labels[s], weight_B=weight[s]) for s in slices]
     sums = [losses.task_losses(logits[s], b, kinds) for s, b in zip(slices, batches, strict=True)]
     total = losses.local_denominators(batches[0])
-    whole, *parts = (losses.combine(s, total, [1.0, 2.0, 0.5], mode)[0] for s in sums)
+    whole, *parts = (losses.per_task(s, total, mode) for s in sums)
     torch.testing.assert_close(sum(parts), whole)
     torch.testing.assert_close(sum(losses.local_denominators(b) for b in batches[1:]), total)

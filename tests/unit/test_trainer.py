@@ -9,7 +9,7 @@ import torch
 from helpers.logs import small_log
 from helpers.training import read_lines, small_config, train_on_rank
 from raymtl.config import DenseOptimizerSection, ScheduleSection
-from raymtl.dense import DenseParameters, clip_scale, learning_rate_factor
+from raymtl.dense import DenseParameters, clip_scale, groups_of, learning_rate_factor
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,11 @@ def test_clipping_is_torchs_own() -> None:
     assert clip_scale(torch.tensor(4.0), None) == 1.0
 
 
+def _dense(model: torch.nn.Module, section: DenseOptimizerSection) -> DenseParameters:
+    parameters = dict(model.named_parameters())
+    return DenseParameters(parameters, groups_of(model, tuple(parameters), section), num_extra=2)
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_one_flat_buffer_trains_as_torchs_optimizer_on_the_parameters(name: str) -> None:
     def model() -> torch.nn.Module:
@@ -103,20 +108,20 @@ def test_one_flat_buffer_trains_as_torchs_optimizer_on_the_parameters(name: str)
         return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
 
     flat, plain = model(), model()
-    section = DenseOptimizerSection.model_validate({"name": name, "weight_decay": 0.01})
-    dense = DenseParameters(flat, section, num_extra=2)
+    section = DenseOptimizerSection.model_validate({"name": name, "weight_decay": 0.01, "lr": 0.01})
+    dense = _dense(flat, section)
     cls = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[name]
     optimizer = cls(plain.parameters(), lr=0.01, weight_decay=0.01)
     for step in range(5):
         x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
         dense.zero_grad()
         flat(x).square().sum().backward()
-        dense.step(torch.tensor(1.0), 0.01)
+        dense.step(torch.tensor(1.0), 1.0)
         optimizer.zero_grad()
         plain(x).square().sum().backward()
         optimizer.step()
     for mine, theirs in zip(flat.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)
-    other = DenseParameters(model(), section, num_extra=2)
+    other = _dense(model(), section)
     other.load_state({k: t.clone() for k, t in dense.state().items()})
     assert all(torch.equal(t, dense.state()[k]) for k, t in other.state().items())

@@ -1,5 +1,6 @@
 """Rows on their way: looked up, gathered, and their gradients; what both stores of tables share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -134,6 +135,31 @@ class RowPart:
 
 RowGradients = list[RowPart]
 """Parts of all stores, each row of a rank at most once."""
+
+
+def inner_products(of_tasks: Sequence[RowGradients]) -> Tensor:
+    """This rank's part of the inner products of several gradients of the same rows.
+
+    Returns:
+        float64 (T, T), to be summed over ranks.
+    """
+    parts = [p for p in zip(*of_tasks, strict=True) if p[0].counted]
+    device = of_tasks[0][0].grads.device if of_tasks[0] else None
+    total_TT = torch.zeros(len(of_tasks), len(of_tasks), dtype=torch.float64, device=device)
+    for same in parts:
+        grads_Tn = torch.stack([part.grads.flatten() for part in same]).double()
+        total_TT += grads_Tn @ grads_Tn.t()
+    return total_TT
+
+
+def combined(of_tasks: Sequence[RowGradients], weights: Sequence[float]) -> RowGradients:
+    """The weighted sum of several gradients of the same rows; overwrites the first."""
+    for first, *others in zip(*of_tasks, strict=True):
+        first.grads = first.grads * weights[0]
+        for other, weight in zip(others, weights[1:], strict=True):
+            first.add(other.grads, weight)
+        first._touched = None
+    return of_tasks[0]
 
 
 class Stores(Protocol):

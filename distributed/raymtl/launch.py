@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -15,8 +14,8 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from raymtl import collectives, footprint, status
 from raymtl.batch import Batch
-from raymtl.cluster import DATA_CPUS_PER_WORKER, session
-from raymtl.config import FailureSection, TrainConfig, parse
+from raymtl.cluster import DATA_CPUS_PER_WORKER, environment, session
+from raymtl.config import TrainConfig, parse
 from raymtl.data import ingest
 from raymtl.data.stream import Stream
 from raymtl.errors import InputError, NonFinite, RankFailed
@@ -34,7 +33,8 @@ from raymtl.trainer import Reports, Trainer
 
 STORE_FOR_DATA = 0.5
 """Part of the object store that the ranks' streams share."""
-HEALTH_CHECK = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
+POLL_INTERVAL_S = 0.5
+"""How often Ray Train looks after its workers: how late a death or the end is noticed."""
 
 
 def train(config: TrainConfig, resume: bool = False, show: Show = print) -> dict[str, Any]:
@@ -112,7 +112,12 @@ def run_workers(
             failure_config=FailureConfig(max_failures=failure.max_failures),
         ),
     )
-    with _environment(failure), shown(board, show):
+    # The health check gives up on a worker at the same time as the process group does.
+    health = {
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(failure.hang_timeout_s),
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_INTERVAL_S),
+    }
+    with environment(health), shown(board, show):
         try:
             outcome = trainer.fit().return_value
         except TrainingFailedError as error:
@@ -208,17 +213,3 @@ def _first_cause(error: TrainingFailedError) -> str:
     failures = getattr(error, "worker_failures", None) or {}
     texts = [f"rank {rank}: {failure}" for rank, failure in sorted(failures.items())]
     return "\n".join(texts[:2]) or str(error)
-
-
-@contextmanager
-def _environment(failure: FailureSection) -> Iterator[None]:
-    """Ray's health check gives up on a worker at the same time as the process group does."""
-    before = os.environ.get(HEALTH_CHECK)
-    os.environ[HEALTH_CHECK] = str(failure.hang_timeout_s)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[HEALTH_CHECK]
-        else:
-            os.environ[HEALTH_CHECK] = before

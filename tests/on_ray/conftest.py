@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import ray
 
+from raymtl.cluster import environment
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -16,6 +18,14 @@ ROOT = Path(__file__).parents[2]
 def local_ray() -> Iterator[None]:
     """A Ray of 4 logical CPUs and a small object store, which these tests start and stop."""
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's sockets need a short path.
+    with environment({"RAY_TMPDIR": folder}):
+        _start()
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start() -> None:
     paths = [str(ROOT / home) for home in ("distributed", "jobs", "tuning", "tests")]
     ray.init(
         address="local",
@@ -23,9 +33,5 @@ def local_ray() -> Iterator[None]:
         include_dashboard=False,
         object_store_memory=200_000_000,
         log_to_driver=False,
-        _temp_dir=folder,
         runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
     )
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)

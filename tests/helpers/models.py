@@ -40,10 +40,17 @@ def mixed_schema(num_tasks: int) -> LogSchema:
 
 
 def small_section(name: str, **values) -> ModelSection:
-    """A model section with every `*hidden_units` field of that model cut down to (8, 6)."""
-    cls = type(registry.parse(ModelSection(name=name)))
-    units = {field: [8, 6] for field in cls.model_fields if field.endswith("hidden_units")}
-    return ModelSection.model_validate({"name": name, **units, **values})
+    """A model section with every `*hidden_units` field cut down to (8, 6), those of its head too.
+
+    And without noise, so that training is a function of weights and batch; dropout is 0 by default.
+    """
+    parsed: Any = registry.parse(ModelSection(name=name))
+    fields = type(parsed).model_fields
+    small: dict[str, Any] = {f: [8, 6] for f in fields if f.endswith("hidden_units")}
+    small |= {f: False for f in fields if f.endswith("noise")}
+    if "head" in fields:
+        small["head"] = small_section(parsed.head["name"]).model_dump()
+    return ModelSection.model_validate({"name": name, **small, **values})
 
 
 def small_model(section: ModelSection, num_tasks: int = 2, seed: int = 1) -> Any:

@@ -27,7 +27,7 @@ def test_single_task_moves_one_tasks_own_tables_and_mlp_only():
     assert grad_of(inputs.views_BVFD).abs().sum((0, 2, 3)).gt(0).tolist() == [False, True, False]
     watched = grad_of(inputs.sequences["watched"].values_BSVD)
     assert watched.abs().sum((0, 1, 3)).gt(0).tolist() == [False, True, False]
-    for parameter in model.towers.parameters():
+    for parameter in model.head.towers.parameters():
         assert grad_of(parameter).flatten(1).any(1).tolist() == [False, True, False]
 
 
@@ -40,7 +40,7 @@ def test_single_task_of_three_tasks_is_three_models_of_one_task_side_by_side():
         assert shape_of(section, 1).num_views == 1
         with torch.no_grad():
             for mine, theirs in zip(
-                alone.towers.parameters(), together.towers.parameters(), strict=True
+                alone.head.towers.parameters(), together.head.towers.parameters(), strict=True
             ):
                 mine.copy_(theirs[task : task + 1])
             weight = together.fields.numeric_weight_NVD[:, task : task + 1]
@@ -52,11 +52,11 @@ def test_shared_bottom_is_one_mlp_and_a_tower_per_task():
     section = small_section("shared_bottom")
     model, inputs = small_model(section), random_inputs(shape_of(section), 5)
     x = model.fields(inputs)[0]
-    for weight, bias in zip(model.bottom.weights, model.bottom.biases, strict=True):
+    for weight, bias in zip(model.head.bottom.weights, model.head.bottom.biases, strict=True):
         x = F.relu(x @ weight[0] + bias[0])
     for task in range(2):
         y = x
-        weights, biases = list(model.towers.weights), list(model.towers.biases)
+        weights, biases = list(model.head.towers.weights), list(model.head.towers.biases)
         for n in range(2):
             y = F.relu(y @ weights[n][task] + biases[n][task])
         y = y @ weights[2][task] + biases[2][task]
@@ -66,7 +66,7 @@ def test_shared_bottom_is_one_mlp_and_a_tower_per_task():
 def test_shared_bottom_without_a_bottom_reads_the_embeddings():
     section = small_section("shared_bottom", bottom_hidden_units=[])
     model = small_model(section)
-    assert model.towers.in_features == model.fields.out_features
+    assert model.head.towers.in_features == model.fields.out_features
     assert model(random_inputs(shape_of(section), 3)).shape == (3, 2)
 
 

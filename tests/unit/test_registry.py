@@ -44,7 +44,7 @@ def test_a_misspelt_model_is_answered_with_the_nearest_and_the_list():
     with pytest.raises(InputError) as error:
         registry.parse(ModelSection(name="stemm"))
     assert error.value.do == "did you mean stem?"
-    assert "shared_bottom, single_task, stem" in error.value.wanted
+    assert error.value.wanted == f"one of {', '.join(registry.names())}"
 
 
 def test_a_misspelt_key_is_answered_with_the_nearest():

@@ -74,6 +74,11 @@ class BankOfMLPs(nn.Module):
                 x = F.dropout(self.activation(x), self.dropout, self.training)
         return x
 
+    def on_each(self, inputs_PBI: Tensor) -> Tensor:
+        """Runs every MLP on every one of P inputs, as one product; (P, E, B, out)."""
+        rows = self(inputs_PBI.flatten(0, 1).unsqueeze(0))
+        return rows.unflatten(1, inputs_PBI.shape[:2]).transpose(0, 1)
+
 
 class FieldStack(nn.Module):
     """One flat vector per view from everything a batch holds.
@@ -112,6 +117,42 @@ def masked_mean(values_BSVD: Tensor, mask_BS: Tensor) -> Tensor:
     mask = mask_BS.to(values_BSVD.dtype)
     total = torch.einsum("bsvd,bs->bvd", values_BSVD, mask)
     return total / mask.sum(dim=1).clamp(min=1)[:, None, None]
+
+
+def shared_input(x_VBI: Tensor, shared_1BI: Tensor | None) -> Tensor:
+    """What streams shared by the tasks read, (1, B, I): given, or x itself, or its mean over tasks.
+
+    The mean is ours: it is for heads on one vector per task (V = T) without a shared one.
+    """
+    if shared_1BI is not None:
+        return shared_1BI
+    return x_VBI if len(x_VBI) == 1 else x_VBI.mean(dim=0, keepdim=True)
+
+
+def mean_gates(gates_TBK: Sequence[Tensor], weight_B: Tensor | None) -> Tensor:
+    """Gate weights of each of L layers, mean over rows, (L, T, K).
+
+    Args:
+        weight_B: row weights, 0 for padding; null weighs all rows 1.
+
+    Returns:
+        Rows that sum to 1, or to 0 without rows.
+    """
+    num_rows = gates_TBK[0].shape[1]
+    weight = gates_TBK[0].new_ones(num_rows) if weight_B is None else weight_B
+    share_B = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+    return torch.stack([torch.einsum("tbk,b->tk", gate, share_B) for gate in gates_TBK])
+
+
+def mass_by_owner(mass_LTK: Tensor, num_tasks: int, num_shared: int) -> Tensor:
+    """Sums over the experts of an owner, (L, T, T + 1): the tasks', then the shared ones.
+
+    Args:
+        mass_LTK: over all experts of a layer, task by task, shared ones last.
+    """
+    specific, shared = mass_LTK.split([mass_LTK.shape[-1] - num_shared, num_shared], dim=-1)
+    by_task = specific.unflatten(-1, (num_tasks, -1)).sum(-1)
+    return torch.cat([by_task, shared.sum(-1, keepdim=True)], dim=-1)
 
 
 def _xavier_normal(num: int, in_features: int, out_features: int) -> Tensor:

@@ -8,24 +8,46 @@ Another package offers one by an entry point of the group `raymtl.models`.
 """
 
 import difflib
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from torch import nn
 
 from raymtl import config
-from raymtl.batch import InputShape, Layout
+from raymtl.batch import Inputs, InputShape, Layout
 from raymtl.config import ModelSection, Section
 from raymtl.errors import InputError
+from raymtl.models.adatt import Adatt
+from raymtl.models.aitm import Aitm
+from raymtl.models.dephn import Dephn, MtPhn
+from raymtl.models.dtrn import Dtrn
+from raymtl.models.esmm import Esmm
+from raymtl.models.mmoe import MeMmoe, Mmoe, Omoe
+from raymtl.models.ple import Cgc, MePle, Ple
 from raymtl.models.shared_bottom import SharedBottom
 from raymtl.models.single_task import SingleTask
+from raymtl.models.snr_trans import SnrTrans
 from raymtl.models.stem import Stem
 
 ENTRY_POINTS = "raymtl.models"
 
 _BUILT_IN: dict[str, Any] = {
+    "adatt": Adatt,
+    "aitm": Aitm,
+    "cgc": Cgc,
+    "dephn": Dephn,
+    "dtrn": Dtrn,
+    "esmm": Esmm,
+    "me_mmoe": MeMmoe,
+    "me_ple": MePle,
+    "mmoe": Mmoe,
+    "mt_phn": MtPhn,
+    "omoe": Omoe,
+    "ple": Ple,
     "shared_bottom": SharedBottom,
     "single_task": SingleTask,
+    "snr_trans": SnrTrans,
     "stem": Stem,
 }
 _models = dict(_BUILT_IN)
@@ -78,10 +100,20 @@ def shape(section: ModelSection, layout: Layout, width: int) -> InputShape:
 def build(section: ModelSection, layout: Layout, width: int) -> nn.Module:
     """Builds the named model; its initial weights follow from torch's generator as it stands.
 
+    Called with inputs of other sizes than the layout's it raises InputError.
+
     Args:
         width: D, floats of one view.
     """
-    return _model(section.name)(parse(section), shape(section, layout, width))
+    sizes = shape(section, layout, width)
+    model = _model(section.name)(parse(section), sizes)
+    model.register_forward_pre_hook(partial(_require_fit, sizes))
+    return model
+
+
+def _require_fit(sizes: InputShape, _: nn.Module, arguments: tuple[Inputs, ...]) -> None:
+    for inputs in arguments:
+        sizes.require(inputs)
 
 
 def _model(name: str) -> Any:

@@ -4,9 +4,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from raymtl.batch import Inputs, InputShape
 from raymtl.config import Section
-from raymtl.models.blocks import Activation, BankOfMLPs, Dropout, FieldStack, HiddenUnits
+from raymtl.models.blocks import Activation, BankOfMLPs, Dropout, HiddenUnits
+from raymtl.models.head_model import HeadModel
 
 
 class SharedBottomConfig(Section):
@@ -22,7 +22,31 @@ class SharedBottomConfig(Section):
     """Dropout after every hidden layer, while training."""
 
 
-class SharedBottom(nn.Module):
+class SharedBottomHead(nn.Module):
+    """y_t = h_t(f(x)); with one vector per task y_t = h_t(f(x_t)), which is ours."""
+
+    def __init__(
+        self,
+        config: SharedBottomConfig,
+        num_tasks: int,
+        in_features: int,
+        given: tuple[int | None, ...] = (),
+    ):
+        super().__init__()
+        units = config.bottom_hidden_units
+        style = {"activation": config.activation, "dropout": config.dropout}
+        self.bottom = BankOfMLPs(1, in_features, units, **style) if units else None
+        width = units[-1] if units else in_features
+        self.towers = BankOfMLPs(num_tasks, width, config.tower_hidden_units, 1, **style)
+
+    def forward(self, x_VBI: Tensor, shared_1BI: Tensor | None = None) -> Tensor:
+        """Returns logits_BT; the shared vector is not read."""
+        if self.bottom is not None:
+            x_VBI = self.bottom.on_each(x_VBI).squeeze(1)
+        return self.towers(x_VBI).squeeze(-1).t()
+
+
+class SharedBottom(HeadModel):
     """Shared-Bottom: y_t = h_t(f(x)).
 
     Eq. 1 of Ma et al., "Modeling Task Relationships in Multi-task Learning with Multi-gate
@@ -33,26 +57,5 @@ class SharedBottom(nn.Module):
     """
 
     task_specific = False
-    shared_view = True
     Config = SharedBottomConfig
-
-    def __init__(self, config: SharedBottomConfig, shape: InputShape):
-        super().__init__()
-        self.fields = FieldStack(shape)
-        bottom, width = config.bottom_hidden_units, self.fields.out_features
-        style = {"activation": config.activation, "dropout": config.dropout}
-        self.bottom = BankOfMLPs(1, width, bottom, **style) if bottom else None
-        self.towers = BankOfMLPs(
-            shape.num_tasks,
-            bottom[-1] if bottom else width,
-            config.tower_hidden_units,
-            out_features=1,
-            **style,
-        )
-
-    def forward(self, inputs: Inputs) -> Tensor:
-        """Returns logits_BT."""
-        x_1BI = self.fields(inputs)
-        if self.bottom is not None:
-            x_1BI = self.bottom(x_1BI)
-        return self.towers(x_1BI).squeeze(-1).t()
+    Head = SharedBottomHead

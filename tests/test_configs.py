@@ -16,9 +16,9 @@ def config_class(file: Path) -> type[Section]:
 
         return PrepareConfig
     if file.stem.endswith("_synth"):
-        from raymtl.data.synthetic import SynthConfig
+        from raymtl.data.synthetic import KINDS
 
-        return SynthConfig
+        return KINDS[read_yaml(file).get("kind", "planted")][0]
     return TrainConfig
 
 

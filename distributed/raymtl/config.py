@@ -148,7 +148,8 @@ class ValidationSection(Section):
     max_rows: PositiveInt | None = None
     """Rows of the validation log that are read, whole lanes' heads alike; null reads all."""
     metric: str = "auc"
-    """`auc`, `gauc` or `log_loss` as mean over tasks, or of one task as `click/auc`."""
+    """`auc`, `gauc` or `log_loss` as mean over tasks, or of one task as `click/auc`; of regressions
+    `rmse` or `mae`."""
     patience: PositiveInt | None = None
     """Validations without gain after which the run stops; null never stops early."""
     min_delta: NonNegativeFloat = 1e-6

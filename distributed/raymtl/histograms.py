@@ -179,12 +179,12 @@ def binned_auc(histogram: np.ndarray) -> tuple[float | None, float | None]:
 
 
 def with_means(metrics: Metrics) -> Metrics:
-    """Adds `auc`, `gauc` and `log_loss` as plain means over the tasks where they are not None.
+    """Adds `auc`, `gauc`, `log_loss`, `rmse`, `mae` as plain means over tasks where not None.
 
     `auc_tasks` and so on say over how many tasks; None and 0 where there is none.
     """
     metrics = dict(metrics)
-    for kind in ("auc", "gauc", "log_loss"):
+    for kind in ("auc", "gauc", "log_loss", "rmse", "mae"):
         found = [v for key, v in metrics.items() if key.endswith(f"/{kind}")]
         known = [v for v in found if v is not None]
         if found:

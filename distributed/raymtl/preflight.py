@@ -14,7 +14,7 @@ from raymtl.run import Run
 from raymtl.schema import LogSchema
 from raymtl.storage import Folder
 
-SHARED_METRICS = ("auc", "gauc", "log_loss")
+METRICS = {"binary": ("auc", "gauc", "log_loss"), "regression": ("rmse", "mae")}
 RESUME_MAY_CHANGE = (
     "launch",
     "failure",
@@ -112,8 +112,9 @@ def indexed(url: str, schema: LogSchema, labels: bool = True) -> LogIndex:
 
 def check_metric(config: TrainConfig, schema: LogSchema) -> None:
     """Refuses a validation.metric that no evaluation will bring."""
-    name, known = config.validation.metric, list(SHARED_METRICS)
-    known += [f"{task.name}/{metric}" for task in schema.tasks for metric in SHARED_METRICS]
+    name = config.validation.metric
+    known = list(dict.fromkeys(m for task in schema.tasks for m in METRICS[task.kind]))
+    known += [f"{task.name}/{metric}" for task in schema.tasks for metric in METRICS[task.kind]]
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         raise InputError(

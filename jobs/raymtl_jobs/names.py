@@ -10,7 +10,7 @@ from raymtl.errors import InputError
 
 S = TypeVar("S", bound=Section)
 
-KINDS = {"_synth": "synth", "_prepare": "prepare"}
+KINDS = {"_synth": "synth", "_prepare": "prepare", "_study": "study"}
 """Ending of a shipped config's name -> the verb that takes it; all others are for `train`."""
 
 

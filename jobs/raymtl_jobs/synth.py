@@ -17,16 +17,16 @@ def synth(
     address: Address = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Generate a log with planted structure: train/, valid/ and test/ below OUT."""
-    from raymtl.data.synth_config import SynthConfig
+    """Generate a log whose right answer is known: train/, valid/ and test/ below OUT."""
+    from raymtl.config import override
+    from raymtl.data.synthetic import parse_log, synthesise
 
-    made = names.load(SynthConfig, config, overrides or [], "synth")
+    values, source = names.read(config, "synth")
+    made = parse_log(override(values, overrides or []), source)
     if dry_run:
         show_config(made)
         say(f"would write a log of {made.rows:,} rows to {out}")
         return
-    from raymtl.data.synthetic import synthesise
-
     say(f"writing a log of {made.rows:,} rows to {out}")
     with ray_session(address):
         truth = synthesise(made, out)

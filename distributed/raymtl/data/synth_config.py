@@ -29,8 +29,8 @@ class SynthTask(Section):
     """Share of the rows whose label is unobserved, at random."""
 
 
-class SynthConfig(Section):
-    """A log with planted structure; see `raymtl.data.planted` for the formula."""
+class LogSection(Section):
+    """What every kind of generated log is asked."""
 
     rows: PositiveInt = 200_000
     """Impressions in train, valid and test together."""
@@ -41,6 +41,14 @@ class SynthConfig(Section):
     chunk_rows: PositiveInt = 16_384
     """Rows of a row group; data.chunk_rows of the training that is to follow."""
     seed: NonNegativeInt = 2023
+
+
+class SynthConfig(LogSection):
+    """A log with planted structure; see `raymtl.data.planted` for the formula."""
+
+    kind: Literal["planted"] = "planted"
+    """What is generated; `mmoe` and `dephn` are the papers' artificial data, with keys of their
+    own."""
     num_users: PositiveInt = 10_000
     num_items: PositiveInt = 2_000
     power: float = Field(default=1.0, ge=0, le=3)

@@ -10,12 +10,26 @@ ROOT = Path(__file__).parents[1]
 HOMES = {"distributed": "raymtl", "jobs": "raymtl_jobs", "tuning": "raymtl_tuning"}
 
 LEVELS = ["errors", "config", "schema", "layout", "batch", "collectives", "*", "trainer evaluator"]
-LEVELS += ["launch", "scoring predict analysis", "api", "", "raymtl_jobs raymtl_tuning"]
+LEVELS += [
+    "launch",
+    "scoring predict alone analysis",
+    "study",
+    "api",
+    "",
+    "raymtl_jobs raymtl_tuning",
+]
 """From the bottom; a module imports its own level and those below. "*" are the parts: all that is
 not named; "" is raymtl/__init__.py."""
 
 USES_RAY = ["launch", "cluster", "progress", "footprint", "scoring", "predict"]
-USES_RAY += ["data.ingest", "data.reading", "data.prepare", "data.log", "data.synthetic"]
+USES_RAY += [
+    "study.conduct",
+    "data.ingest",
+    "data.reading",
+    "data.prepare",
+    "data.log",
+    "data.synthetic",
+]
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 UNSAFE_CALLS = {
     *("eval", "exec", "__import__", "torch.load", "torch.jit.load", "pd.read_pickle"),

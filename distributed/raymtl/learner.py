@@ -125,6 +125,28 @@ class Learner:
         rows = self.tables.lookup(batch.ids_BC, self.layout)
         return losses.probabilities(self.model(self._inputs(rows, batch)), self.kinds)
 
+    @torch.no_grad()
+    def gate_mass(self, batch: Batch) -> dict[str, float]:
+        """Collective. What each task takes from each source, mean over the global batch.
+
+        Returns:
+            `gate/<layer>/<task>/<source>` -> share; empty for models without gates.
+        """
+        if not hasattr(self.model, "gate_mass"):
+            return {}
+        self.model.eval()
+        inputs = self._inputs(self.tables.lookup(batch.ids_BC, self.layout), batch)
+        mass_LTK = self.model.gate_mass(inputs, batch.weight_B).double()
+        weight = batch.weight_B.sum().double()
+        total = collectives.sum_(torch.cat([(mass_LTK * weight).flatten(), weight.reshape(1)]))
+        mass_LTK = (total[:-1] / total[-1].clamp(min=1e-300)).view_as(mass_LTK)
+        return {
+            f"gate/{layer}/{task}/{source}": float(mass_LTK[layer, t, k])
+            for layer in range(len(mass_LTK))
+            for t, task in enumerate(self.layout.task_names)
+            for k, source in enumerate(self.model.gate_sources)
+        }
+
     def checked(self, batch: Batch) -> Batch:
         """The batch on this rank's device. Raises IdOutOfRange; no other rank takes part."""
         check_ids(batch.ids_BC, self.layout, self.tables.specs)

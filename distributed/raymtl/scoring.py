@@ -19,7 +19,7 @@ from raymtl.batch import Batch
 from raymtl.checkpoint import Checkpoint
 from raymtl.cluster import address_of, session
 from raymtl.config import LaunchSection, TrainConfig, parse
-from raymtl.data.log import LogIndex
+from raymtl.data.log import LOG_ROW, LogIndex
 from raymtl.data.order import Order
 from raymtl.data.stream import Span, Stream
 from raymtl.errors import InputError
@@ -32,7 +32,7 @@ from raymtl.progress import Show
 from raymtl.run import Run
 from raymtl.saving import load_learner, read_config
 from raymtl.schema import LogSchema
-from raymtl.source import order_of
+from raymtl.source import Read, order_of
 from raymtl.storage import Folder
 
 
@@ -77,7 +77,8 @@ def predict(
     Args:
         out: URL of a new folder; gets one part file per worker with the columns
             `keys…, <task>…` (float32 probabilities, or values of a regression).
-        keys: columns of the log that name a row; labels need not be there.
+        keys: columns of the log that name a row; labels need not be there. `log_row` is the row's
+            number in the log.
 
     Raises:
         InputError: as `evaluate`, and where a key is no column or `out` is not empty.
@@ -102,16 +103,25 @@ def predict(
 
 def evaluate_rank(payload: dict[str, Any]) -> dict[str, Any]:
     """Collective. One rank of an evaluation."""
-    learner, order = _prepared(payload)
+    learner, order = _prepared(payload, _device())
     batches = _batches(payload, learner, order)
     return evaluate_log(learner, batches, order.steps_per_epoch, learner.config.metrics)
 
 
-def predict_rank(payload: dict[str, Any]) -> dict[str, Any]:
-    """Collective. One rank of a prediction; writes its part file as it goes."""
-    learner, order = _prepared(payload)
+def predict_rank(
+    payload: dict[str, Any], device: torch.device | None = None, read: Read | None = None
+) -> dict[str, Any]:
+    """Collective. One rank of a prediction; writes its part file as it goes.
+
+    Args:
+        device: null means the one Ray Train gave.
+        read: null means through Ray Data.
+    """
+    learner, order = _prepared(payload, device or _device())
     keys, rank = payload["keys"], collectives.rank()
-    batches = _batches(payload, learner, order, keys, labels=False)
+    columns_read = tuple(key for key in keys if key != LOG_ROW)
+    batches = _batches(payload, learner, order, columns_read, labels=False, read=read)
+    first_rows = np.array(payload["index"].first_rows)
     out = Folder(payload["out"])
     scratch = Path(tempfile.mkdtemp(prefix="raymtl-predict-"))
     part, rows = scratch / "part.parquet", 0
@@ -120,6 +130,7 @@ def predict_rank(payload: dict[str, Any]) -> dict[str, Any]:
         with pq.ParquetWriter(part, table_schema) as writer:
             for batch, probabilities_BT in scored(learner, batches, order.steps_per_epoch):
                 kept = batch.file_B >= 0
+                batch.keys[LOG_ROW] = first_rows[batch.file_B] + batch.row_B
                 columns = [batch.keys[key][kept] for key in keys]
                 columns += list(probabilities_BT.cpu().numpy()[kept].T)
                 writer.write_table(_table(columns, table_schema))
@@ -137,20 +148,32 @@ def _job(
     where: str, which: str, log: str, launch: LaunchSection, labels: bool = True
 ) -> Iterator[tuple[Checkpoint, dict[str, Any], TrainConfig, str]]:
     """Checks everything, and gives Ray a folder of its own that goes away afterwards."""
-    found = choose(where, which)
-    config, schema = read_config(found)
+    found, payload, config = checked(where, which, log, labels)
     values = config.model_dump(mode="json") | {"launch": launch.model_dump(mode="json")}
     config = parse(TrainConfig, values, "the command line")
+    payload["config"] = config.model_dump(mode="json")
+    with _ray_folder(found, launch) as ray_folder, session(launch):
+        yield found, payload, config, ray_folder
+
+
+def checked(
+    where: str, which: str, log: str, labels: bool
+) -> tuple[Checkpoint, dict[str, Any], TrainConfig]:
+    """A checkpoint and a log that fit, with what a rank needs to know of them.
+
+    Raises:
+        InputError: no such checkpoint or log, or they do not fit.
+    """
+    found = choose(where, which)
+    config, schema = read_config(found)
     _require_same_transforms(schema, log)
-    index = indexed(log, schema, labels=labels)
     payload = {
         "checkpoint": found.folder.url,
         "config": config.model_dump(mode="json"),
         "schema": schema.model_dump(mode="json"),
-        "index": index,
+        "index": indexed(log, schema, labels=labels),
     }
-    with _ray_folder(found, launch) as ray_folder, session(launch):
-        yield found, payload, config, ray_folder
+    return found, payload, config
 
 
 @contextmanager
@@ -215,26 +238,30 @@ def _require_same_transforms(schema: LogSchema, log: str) -> None:
 def _require_columns(index: Any, columns: tuple[str, ...]) -> None:
     for schema in index.schemas:
         for column in columns:
-            if column not in schema.names:
+            if column not in schema.names and column != LOG_ROW:
                 raise InputError(
                     f"row key {column} is no column of the log",
                     f"columns {', '.join(schema.names[:20])}",
-                    "a column of every file",
+                    f"a column of every file, or {LOG_ROW}, the row's number in the log",
                     "name another with --key",
                 )
 
 
-def _prepared(payload: dict[str, Any]) -> tuple[Learner, Order]:
+def _prepared(payload: dict[str, Any], device: torch.device) -> tuple[Learner, Order]:
     """Collective. The learner with the checkpoint's weights, and the log's order."""
     config = parse(TrainConfig, payload["config"], "the checkpoint's config")
     schema = parse(LogSchema, payload["schema"], "the checkpoint's schema")
-    device = get_device()
-    assert isinstance(device, torch.device)
     found = Checkpoint(Folder(payload["checkpoint"]))
     found.verify_together(device)
     learner = Learner(config, schema, device)
     load_learner(found, learner, optimizer=False)
     return learner, order_of(config, payload["index"])
+
+
+def _device() -> torch.device:
+    device = get_device()
+    assert isinstance(device, torch.device)
+    return device
 
 
 def _batches(
@@ -243,15 +270,17 @@ def _batches(
     order: Order,
     keys: tuple[str, ...] = (),
     labels: bool = True,
+    read: Read | None = None,
 ) -> Iterator[Batch]:
     span = Span(collectives.rank(), collectives.world_size(), 0, order.steps_per_epoch)
     stream = Stream(payload["index"], learner.schema, order, span, keys, labels)
-    return reader_on_ray(learner.config.data.prefetch_chunks)(stream)
+    return (read or reader_on_ray(learner.config.data.prefetch_chunks))(stream)
 
 
 def _schema_of(index: LogIndex, keys: tuple[str, ...], tasks: tuple[str, ...]) -> pa.Schema:
     """Columns of a prediction: the keys with the log's own types, then a score for each task."""
-    types = [(key, index.schemas[0].field(key).type) for key in keys]
+    columns = index.schemas[0]
+    types = [(k, pa.int64() if k == LOG_ROW else columns.field(k).type) for k in keys]
     return pa.schema(types + [(task, pa.float32()) for task in tasks])
 
 

@@ -132,7 +132,7 @@ class Trainer:
             state.step, state.rows = state.step + 1, state.rows + int(rows)
             self._report(outcome, clock)
             self._end_if_due(bool(time_is_up > 0))
-            self._validate_if_due()
+            self._validate_if_due(batch)
             self._save_if_due()
         self._complete_save()
         return state
@@ -196,6 +196,10 @@ class Trainer:
                 epoch = state.step / self.source.steps_per_epoch
                 timing = {"epoch": round(epoch, 4), "rows_per_s": round(clock.rows_per_s(state))}
                 timing["loss"] = float(outcome.loss)
+                if self.config.balancing.name != "fixed":
+                    names = self.learner.layout.task_names
+                    weights = zip(names, outcome.weight_T.tolist(), strict=True)
+                    timing |= {f"{name}/balancing_weight": weight for name, weight in weights}
                 self.reports.line({"step": state.step, "rows": state.rows} | timing | values)
         if collectives.rank() == 0 and clock.second_passed():
             self.reports.progress(
@@ -218,8 +222,12 @@ class Trainer:
         elif time_is_up:
             state.stopped = "max_time_s"
 
-    def _validate_if_due(self) -> None:
-        """Collective. Validates, keeps the best and decides about stopping early."""
+    def _validate_if_due(self, batch: Batch) -> None:
+        """Collective. Validates, keeps the best and decides about stopping early.
+
+        Args:
+            batch: the step's, for what the gates take from where.
+        """
         state, every = self.state, self.config.validation.every_steps
         at_epoch_end = state.step % self.source.steps_per_epoch == 0
         due = state.step % every == 0 if every else at_epoch_end
@@ -230,8 +238,9 @@ class Trainer:
         )
         state.validated_step, state.last_metrics = state.step, dict(metrics)
         value = metrics[self.config.validation.metric]
+        gates = self.learner.gate_mass(batch)
         if collectives.rank() == 0:
-            named = {f"valid/{key}": metric for key, metric in metrics.items()}
+            named = {f"valid/{key}": metric for key, metric in metrics.items()} | gates
             self.reports.line({"step": state.step, "rows": state.rows} | named)
         self._keep_best(value)
 

@@ -1,0 +1,42 @@
+"""One run of a study, in a process of its own."""
+
+import json
+from typing import Any
+
+import torch
+
+from raymtl import alone
+from raymtl.config import TrainConfig, parse
+from raymtl.errors import InputError, NonFinite
+from raymtl.run import RESULT, Run
+
+
+def finished(config: TrainConfig) -> dict[str, Any] | None:
+    """What a run's result.json holds; null where it has not come to its end."""
+    run = Run.of(config)
+    if run.folder.size(RESULT) is None:
+        return None
+    return json.loads(run.folder.read(RESULT))
+
+
+def train_cell(values: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Trains a run, or goes on with it where an earlier process left it.
+
+    Returns:
+        {"result": as result.json} or {"error": text} for what the user must mend.
+    """
+    torch.set_num_threads(threads)
+    config = parse(TrainConfig, values, "a run of the study")
+    try:
+        return {"result": alone.train(config, resume=Run.of(config).exists())}
+    except (InputError, NonFinite) as error:
+        return {"error": str(error)}
+
+
+def score_cell(run: str, log: str, out: str, threads: int) -> dict[str, Any]:
+    """Scores a log with a run's best checkpoint; as `train_cell`."""
+    torch.set_num_threads(threads)
+    try:
+        return {"result": alone.predict(run, log, out)}
+    except (InputError, NonFinite) as error:
+        return {"error": str(error)}

@@ -1,0 +1,201 @@
+"""Conducts a study: search, seeds, scores, comparison. What is finished is not done again."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from raymtl.analysis import Cell, Comparison, Options, compare
+from raymtl.cluster import address_of, session
+from raymtl.config import LaunchSection, dump
+from raymtl.errors import InputError, RankFailed
+from raymtl.preflight import check, indexed
+from raymtl.progress import Show
+from raymtl.run import Run
+from raymtl.storage import Folder, absolute
+from raymtl.study.cell import finished, score_cell, train_cell
+from raymtl.study.config import StudyConfig
+from raymtl.study.plan import PlannedRun, folder_of, planned, searched
+
+Choices = dict[str, dict[str, Any]]
+"""Label -> {"points": [[point, validation metric], …], "chosen": point}."""
+DONE = "_result.json"
+"""Written last into a folder of scores."""
+CONFIG, CHOICES = "study.yaml", "choices.json"
+
+
+def conduct(study: StudyConfig, address: str | None = None, show: Show = print) -> Comparison:
+    """Runs a study to its end, or the part of it that is still to do.
+
+    Args:
+        address: Ray cluster to join; null starts a local one unless RAY_ADDRESS is set.
+        show: takes lines for a person.
+
+    Raises:
+        InputError: before any run begins, where a config, log or file of scores does not do; or
+            after all runs that can be made, where some could not.
+    """
+    grid = searched(study)
+    _check(study, grid)
+    folder = Folder(folder_of(study))
+    folder.require_writable()
+    folder.write(CONFIG, dump(study).encode())
+    with session(LaunchSection(address=address, cpus_per_worker=study.cpus_per_run)):
+        study = study.model_copy(update={"parallel": _parallel(study, address)})
+        metrics = _train_all(study, grid, show)
+        choices = _chosen(study, grid, metrics)
+        folder.write(CHOICES, json.dumps(choices, indent=1).encode())
+        final = [
+            planned(study, model, choices[model.label]["chosen"], seed)
+            for model in study.models
+            for seed in study.seeds
+        ]
+        _train_all(study, final, show)
+        cells = _score_all(study, final, show)
+    cells += [Cell(e.label, e.seed, absolute(e.scores)) for e in study.external]
+    config = final[0].config
+    job = check(config)
+    options = Options(
+        baseline=study.compare.baseline, num_draws=study.compare.draws, ratio=study.compare.ratio
+    )
+    test = absolute(study.test)
+    return compare(cells, test, job.schema, config.data.train, folder.url, options, show)
+
+
+def _check(study: StudyConfig, grid: Sequence[PlannedRun]) -> None:
+    """Raises InputError where a run could not begin, or the comparison could not be made."""
+    for number, run in enumerate(grid):
+        if run.config.data.valid is None:
+            raise InputError(
+                "a study needs a validation log",
+                "base.data.valid is not given",
+                "the log that searching and stopping look at",
+                "add it; the test log is read once, by the final models",
+            )
+        if number == 0:
+            job = check(run.config)
+            indexed(absolute(study.test), job.schema)
+    for external in study.external:
+        place = absolute(external.scores)
+        parent, _, name = place.rpartition("/")
+        if Folder(parent).size(name) is None and not Folder(place).names():
+            raise InputError(
+                f"there are no scores of {external.label}",
+                place,
+                "a parquet file, or a folder of them",
+                "make them first, or remove it from `external`",
+            )
+
+
+def _train_all(study: StudyConfig, runs: Sequence[PlannedRun], show: Show) -> list[float | None]:
+    """Trains the runs that are not finished; each run's best validation metric, in order."""
+    waiting = [run for run in runs if finished(run.config) is None]
+    if waiting:
+        show(f"{len(waiting)} of {len(runs)} runs to train, {study.parallel} side by side")
+    began = time.monotonic()
+    threads = study.cpus_per_run
+    calls = [(train_cell, (run.config.model_dump(mode="json"), threads)) for run in waiting]
+    errors = []
+    for done, (number, outcome) in enumerate(_parallelly(study, calls), start=1):
+        run = waiting[number]
+        if "error" in outcome:
+            errors.append(f"{run} seed {run.seed}: {outcome['error']}")
+            show(f"failed: {errors[-1]}")
+            continue
+        state, metric = outcome["result"]["state"], run.config.validation.metric
+        best = f"{metric} {_number(state['best_value'])} at step {state['best_step']}"
+        left_s = (time.monotonic() - began) / done * (len(waiting) - done)
+        left = f"about {left_s / 60:.0f} min left"
+        show(f"[{done}/{len(waiting)}] {run} seed {run.seed}: {best}; {left}")
+    _raise_if(errors)
+    results = [finished(run.config) for run in runs]
+    return [result["state"]["best_value"] if result else None for result in results]
+
+
+def _chosen(
+    study: StudyConfig, grid: Sequence[PlannedRun], metrics: Sequence[float | None]
+) -> Choices:
+    choices: Choices = {}
+    for model in study.models:
+        mine = [
+            (dict(run.point), metric, run.config.validation.higher_is_better)
+            for run, metric in zip(grid, metrics, strict=True)
+            if run.label == model.label
+        ]
+        known = [(m if higher else -m, n) for n, (_, m, higher) in enumerate(mine) if m is not None]
+        best = max(known, key=lambda pair: pair[0])[1] if known else 0
+        points = [[point, metric] for point, metric, _ in mine]
+        choices[model.label] = {"points": points, "chosen": mine[best][0]}
+    return choices
+
+
+def _score_all(study: StudyConfig, runs: Sequence[PlannedRun], show: Show) -> list[Cell]:
+    """Scores the test log with each final model, once."""
+    test = absolute(study.test)
+    scores = Folder(f"{folder_of(study)}/scores")
+    places = {run.config.name: f"{scores.url}/{run.config.name}" for run in runs}
+    waiting = [run for run in runs if Folder(places[run.config.name]).size(DONE) is None]
+    calls = []
+    for run in waiting:
+        out = places[run.config.name]
+        scores.delete(run.config.name)  # what an earlier process left half done
+        calls.append((score_cell, (Run.of(run.config).url, test, out, study.cpus_per_run)))
+    errors = []
+    for number, outcome in _parallelly(study, calls):
+        run = waiting[number]
+        if "error" in outcome:
+            errors.append(f"{run} seed {run.seed}: {outcome['error']}")
+            continue
+        out = places[run.config.name]
+        Folder(out).write(DONE, json.dumps(outcome["result"]).encode())
+        show(f"scored the test log with {run} seed {run.seed}")
+    _raise_if(errors)
+    return [
+        Cell(run.label, run.seed, places[run.config.name], Run.of(run.config).url) for run in runs
+    ]
+
+
+def _parallelly(
+    study: StudyConfig, calls: Sequence[tuple[Callable[..., dict], tuple]]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Makes calls in Ray tasks, so many at a time; yields number and outcome as they end."""
+    waiting = list(enumerate(calls))[::-1]
+    running: dict[Any, int] = {}
+    while waiting or running:
+        while waiting and len(running) < (study.parallel or 1):
+            number, (function, arguments) = waiting.pop()
+            task = ray.remote(num_cpus=study.cpus_per_run, max_retries=1)(function)
+            running[task.remote(*arguments)] = number
+        (ready, *_), _ = ray.wait(list(running), num_returns=1)
+        number = running.pop(ready)
+        try:
+            yield number, ray.get(ready)
+        except RayError as error:
+            yield number, {"error": f"{type(error).__name__}: {error}"}
+
+
+def _parallel(study: StudyConfig, address: str | None) -> int:
+    """Runs side by side: as asked, or one for each real core of this machine or CPU of a cluster.
+
+    A local Ray is told of more CPUs than there are cores, so that reading never waits.
+    """
+    if study.parallel is not None:
+        return study.parallel
+    joined = address_of(LaunchSection(address=address)) is not None
+    cpus = ray.cluster_resources().get("CPU", 1.0) if joined else os.cpu_count() or 1
+    return max(1, int(cpus) // study.cpus_per_run)
+
+
+def _raise_if(errors: Sequence[str]) -> None:
+    if errors:
+        raise RankFailed(
+            "\n".join(["some runs of the study failed; the others are kept:", *errors])
+        )
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"

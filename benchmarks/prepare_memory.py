@@ -23,6 +23,17 @@ CONFIG = """
 sources: [{name: log, url: log.parquet}]
 joins: [{name: users, url: users.parquet, column: user}]
 derive: {hour: {column: hourmin, divide: 100}, tags: {column: tag, split: ","}}
+sequences:
+  user: user
+  order: {log: time}
+  lists:
+    - {name: clicked, item: item, where: {column: click, equals: 1}, length: 30}
+    - {name: clicked_tag, like: clicked, item: tag}
+    - {name: shown, item: item, length: 50}
+rates:
+  - {name: user_rate, key: user, label: click, period: day, count: true}
+  - {name: item_rate, key: item, label: like, period: day}
+  - {name: pair_rate, key: [user, tag], label: click, period: day}
 split: {by: order, valid: 0.05, test: 0.05, per: user}
 keep: [user, item]
 schema:
@@ -36,6 +47,12 @@ schema:
     - {name: city, kind: categorical, encoding: vocabulary}
     - {name: age, kind: numeric, standardise: true}
     - {name: price, kind: numeric, buckets: 50}
+    - {name: clicked, kind: sequence, encoding: vocabulary, table: item, max_length: 30}
+    - {name: clicked_tag, kind: sequence, encoding: vocabulary, max_length: 30}
+    - {name: shown, kind: sequence, encoding: vocabulary, table: item, max_length: 50}
+    - {name: user_rate, kind: numeric, standardise: true, missing_indicator: true}
+    - {name: item_rate, kind: numeric, standardise: true, missing_indicator: true}
+    - {name: pair_rate, kind: numeric, standardise: true, missing_indicator: true}
 """
 RUN = """
 import sys, ray
@@ -62,6 +79,8 @@ def write_raw(folder: Path, rows: int) -> None:
             "tag": tags.take(pa.array(rng.integers(0, 400, rows))),
             "price": rng.lognormal(3, 1, rows),
             "click": rng.integers(0, 2, rows).astype(np.int8),
+            "time": np.arange(rows) // 3,
+            "day": np.arange(rows) * 10 // rows,
             "like": pa.array((rng.random(rows) < 0.02).astype(np.int8), mask=unobserved),
         }
     )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raymtl.errors import InputError
 from raymtl.layout import PAD, IdColumns, Layout
 
 __all__ = ["PAD", "Batch", "IdColumns", "InputShape", "Inputs", "Layout", "Sequence"]
@@ -94,6 +95,8 @@ class InputShape:
     """Of the F fields that are looked up."""
     field_tables: tuple[str, ...] = ()
     """The table each of them looks up; a sequence's target is the field of its table."""
+    field_poolings: tuple[str, ...] = ()
+    """How its ids become one vector: `one` (a categorical), `sum` or `mean`; see `IdColumns`."""
     sequence_tables: dict[str, str] = field(default_factory=dict)
     """Whole sequence -> the table of its ids."""
     sequence_aligned: dict[str, str] = field(default_factory=dict)
@@ -122,6 +125,7 @@ class InputShape:
             sequence_lengths={c.feature: c.width for c in layout.sequences},
             field_names=tuple(c.feature for c in layout.fields),
             field_tables=tuple(c.table for c in layout.fields),
+            field_poolings=tuple(c.pooling for c in layout.fields),
             sequence_tables={c.feature: c.table for c in layout.sequences},
             sequence_aligned={
                 c.feature: c.aligned_with
@@ -131,3 +135,28 @@ class InputShape:
             given=layout.task_given,
             kinds=layout.task_kinds,
         )
+
+    def require(self, inputs: Inputs) -> None:
+        """Raises InputError where inputs are of other sizes; the number of rows is free."""
+        rows = inputs.views_BVFD.shape[:1]
+        views = (self.num_views, self.num_fields, self.width)
+        wrong = _unlike("views_BVFD", inputs.views_BVFD, (*rows, *views))
+        wrong += _unlike("numeric_BN", inputs.numeric_BN, (*rows, self.num_numeric))
+        for name, length in self.sequence_lengths.items():
+            whole = inputs.sequences.get(name)
+            values = (*rows, length, self.num_views, self.width)
+            wrong += _unlike(f"values_BSVD of {name}", whole and whole.values_BSVD, values)
+            wrong += _unlike(f"mask_BS of {name}", whole and whole.mask_BS, (*rows, length))
+        if wrong:
+            raise InputError(
+                "the inputs are not of the sizes the model was built for",
+                "; ".join(f"{name} {got}" for name, got, _ in wrong),
+                "; ".join(f"{name} {wanted}" for name, _, wanted in wrong),
+                "build the model from the schema and embedding.width that made the inputs",
+            )
+
+
+def _unlike(name: str, tensor: Tensor | None, wanted: tuple[int, ...]) -> list[tuple]:
+    """Nothing, or (name, what there is, wanted)."""
+    got = "missing" if tensor is None else tuple(tensor.shape)
+    return [] if got == wanted else [(name, got, wanted)]

@@ -258,6 +258,11 @@ class LogSchema(Section):
             names.append(f.source)
             if isinstance(f, BagFeature):
                 names.append(f.weights)
+        return list(dict.fromkeys([*(n for n in names if n), *self.outcome_columns()]))
+
+    def outcome_columns(self) -> list[str]:
+        """The columns of labels, weights and the group, each once."""
+        names: list[str | None] = []
         for task in self.tasks:
             names += [task.label, task.weight, task.observed_if and task.observed_if.column]
         names += [self.group, self.weight]

@@ -42,7 +42,7 @@ def gauc(
         groups: int64 user of each row.
         weights: of the rows, at least 0; None weighs all 1.
     """
-    area, positives, negatives = _areas(scores, labels, groups, weights)
+    area, positives, negatives = areas(scores, labels, groups, weights)
     both = (positives > 0) & (negatives > 0)
     impressions = (positives + negatives)[both]
     value = area[both] / (positives * negatives)[both]
@@ -50,10 +50,13 @@ def gauc(
     return Gauc(ratio((value * impressions).sum(), total), int(both.sum()), total)
 
 
-def _areas(
+def areas(
     scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, weights: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per group: weight of the pairs in right order, of the positives, of the negatives."""
+    """Per group: weight of the pairs in right order, of the positives, of the negatives.
+
+    Groups in the order of `np.unique(groups)`.
+    """
     if len(scores) == 0:
         return np.zeros(0), np.zeros(0), np.zeros(0)
     if not np.isfinite(scores).all():

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from raymtl_jobs.compare import compare
+from raymtl_jobs.convert import convert
 from raymtl_jobs.doctor import doctor
 from raymtl_jobs.evaluate import evaluate
 from raymtl_jobs.init import init
@@ -12,6 +14,7 @@ from raymtl_jobs.output import reporting
 from raymtl_jobs.predict import predict
 from raymtl_jobs.prepare import prepare
 from raymtl_jobs.schema import schema
+from raymtl_jobs.study import study
 from raymtl_jobs.synth import synth
 from raymtl_jobs.train import train
 
@@ -22,7 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (init, synth, schema, prepare, train, evaluate, predict, doctor):
+VERBS = (init, synth, schema, convert, prepare, train, evaluate, predict, compare, study, doctor)
+for verb in VERBS:
     app.command(verb.__name__)(reporting(verb))
 
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import typer
 
 from helpers.logs import small_log
 from helpers.training import small_config, train_on_rank
-from raymtl.config import Section, TrainConfig, parse, parse_yaml
+from raymtl.config import Section, TrainConfig, override, parse, parse_yaml
 from raymtl.data.prepare_config import PrepareConfig
 from raymtl.data.synth_config import SynthConfig
+from raymtl.data.synthetic import parse_log
 from raymtl.models import registry
 from raymtl.schema import LogSchema
 from raymtl_jobs import names
@@ -91,9 +93,10 @@ def test_every_config_and_key_of_a_command_exists(page: Path) -> None:
         if verb == "train":
             registry.parse(of_config(config_and_overrides(params)).model)
         if verb in ("synth", "prepare"):
-            cls = SynthConfig if verb == "synth" else PrepareConfig
             config, *overrides = config_and_overrides(params)
-            names.load(cls, config, overrides, verb)
+            values, source = names.read(config, verb)
+            check = parse_log if verb == "synth" else partial(parse, PrepareConfig)
+            check(override(values, overrides), source)
 
 
 def config_and_overrides(params: dict[str, Any]) -> list[str]:

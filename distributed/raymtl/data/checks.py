@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
+from raymtl.data.history import num_parts, with_made
 from raymtl.data.join import check_names
 from raymtl.data.prepare_config import PrepareConfig, SourceSplit
 from raymtl.data.raw import Origin, RawFile, needed_columns, source_files, unify
@@ -30,11 +31,13 @@ def make_recipe(config: PrepareConfig, sides: dict[str, pa.Table], scratch: str)
     files = [f for source in config.sources for f in source_files(source, config.data_root)]
     joined = {name for side in sides.values() for name in side.column_names[1:]}
     needed = needed_columns(config, joined)
-    check_names(sides, sorted({n for f in files for n in f.schema.names}), list(config.derive))
+    known = sorted({n for f in files for n in f.schema.names})
+    check_names(sides, known, list(config.derive), config.made_columns)
     types = unify([_with_defaults(f, config.log_schema, needed) for f in files], needed)
     where = "the sources after joins and derived columns"
     empty = enrich(types.empty_table(), config, sides, where)
-    _check_columns(empty.schema, config, where)
+    columns = with_made(empty.schema, config, where)
+    _check_columns(columns, config, where)
     for source in config.sources:
         split_of(empty, Origin(source.name, where, 0, 0), config.split, 0)
     num_rows = sum(f.num_rows for f in files)
@@ -42,9 +45,10 @@ def make_recipe(config: PrepareConfig, sides: dict[str, pa.Table], scratch: str)
         config=config,
         files=[_with_defaults(f, config.log_schema, needed) for f in files],
         types=types,
-        columns=empty.schema,
-        text_tables=_text_tables(empty.schema, config.log_schema),
+        columns=columns,
+        text_tables=_text_tables(columns, config.log_schema),
         num_buckets=min(MAX_BUCKETS, -(-num_rows // ROWS_PER_BUCKET)),
+        num_parts=num_parts(config, num_rows),
         scratch=scratch,
     )
 

@@ -19,7 +19,7 @@ from raymtl.schema import (
     Task,
 )
 
-__all__ = ["decode", "hash_rows"]
+__all__ = ["decode", "hash_rows", "outcomes"]
 
 
 def decode(
@@ -49,16 +49,22 @@ def decode(
         IdOutOfRange: an index-encoded id lies outside its table.
         InputError: a value is not what its column must hold.
     """
-    out = _features(table, schema, layout, where)
+    out = _features(table, schema, layout, where) | outcomes(table, schema, where, labels)
+    for name in keys:
+        _require_column(table, name, None, "row keys", where)
+    return out | {f"key:{name}": _key(column_of(table, name)) for name in keys}
+
+
+def outcomes(
+    table: pa.Table, schema: LogSchema, where: str, labels: bool = True
+) -> dict[str, np.ndarray]:
+    """The part of `decode` that metrics need: "labels", "weights", "task_weights" and "group"."""
     labels_nT, task_weights_nT = _labels(table, schema, where, labels)
     weights = np.ones(table.num_rows, np.float32)
     if labels and schema.weight:
         weights = _weights(table, schema.weight, np.ones(table.num_rows, bool), where)
-    out |= {"labels": labels_nT, "weights": weights, "task_weights": task_weights_nT}
-    out["group"] = _group(table, schema.group)
-    for name in keys:
-        _require_column(table, name, None, "row keys", where)
-    return out | {f"key:{name}": _key(column_of(table, name)) for name in keys}
+    out = {"labels": labels_nT, "weights": weights, "task_weights": task_weights_nT}
+    return out | {"group": _group(table, schema.group)}
 
 
 def _features(

@@ -1,4 +1,4 @@
-"""Derived columns: null_if, integer division, text split to a list, days between dates."""
+"""Derived columns: null_if, division, a cap, text split to a list, days between dates."""
 
 # pyarrow makes its compute functions at import.
 # pyright: reportAttributeAccessIssue=false
@@ -32,7 +32,7 @@ def derive(table: pa.Table, name: str, derived: Derived, where: str) -> pa.Table
         raise InputError(
             f"derive.{name} does not fit column {derived.column}",
             f"{values.type}: {' '.join(str(error).split())[:200]}   ({where})",
-            "integers to divide, text to split, dates for days_since",
+            "numbers to divide, text to split, dates for days_since",
             "mend derive, or the file",
         ) from None
     return table.append_column(name, made)
@@ -44,6 +44,10 @@ def _made(values: pa.Array, table: pa.Table, derived: Derived) -> pa.Array:
         values = pc.if_else(pc.equal(values, given), pa.scalar(None, values.type), values)
     if derived.divide is not None:
         return _divide(values, derived.divide)
+    if derived.at_most is not None:
+        return pc.min_element_wise(
+            values, pa.scalar(derived.at_most).cast(values.type), skip_nulls=False
+        )
     if derived.split is not None:
         return pc.split_pattern(values.cast(pa.string()), derived.split)
     if derived.days_since is not None:
@@ -53,8 +57,10 @@ def _made(values: pa.Array, table: pa.Table, derived: Derived) -> pa.Array:
 
 
 def _divide(values: pa.Array, by: int) -> pa.Array:
-    if not (pa.types.is_integer(values.type) or pa.types.is_null(values.type)):
-        raise ValueError(f"{values.type} is not an integer")
+    if pa.types.is_floating(values.type):
+        values = pc.floor(values)  # floor(floor(x) / by) is floor(x / by)
+    elif not (pa.types.is_integer(values.type) or pa.types.is_null(values.type)):
+        raise ValueError(f"{values.type} is not a number")
     integers = values.cast(pa.int64())
     quotient = np.floor_divide(integers.fill_null(0).to_numpy(zero_copy_only=False), by)
     return pa.array(quotient, mask=integers.is_null().to_numpy(zero_copy_only=False))

@@ -17,7 +17,7 @@ from raymtl.data.raw import Share
 from raymtl.data.rows import Recipe, Rows, stream
 from raymtl.data.split import Places
 from raymtl.data.vocabulary import COUNTS, Counter, frequent
-from raymtl.schema import BagFeature, NumericFeature, SequenceFeature, looks_up
+from raymtl.schema import NumericFeature
 
 
 @dataclass
@@ -120,11 +120,12 @@ def _count(part: Rows, recipe: Recipe, counter: Counter) -> None:
             known = known[train & _sampled(part, recipe)]
             bits = known[~np.isnan(known)].view(np.int64)
             counter.add_values(numbers["quantiles", f.name], pa.array(bits))
-        elif looks_up(f) and ("vocabulary", f.table_name) in numbers:
-            found = values.ids(training.column(f.source), f.name, part.origin.where)
-            if isinstance(f, BagFeature | SequenceFeature):
+    for table in config.fitted_tables():
+        for name in config.counted_columns(table):
+            found = values.ids(training.column(name), name, part.origin.where)
+            if pa.types.is_list(found.type):
                 found = found.flatten()
-            counter.add_values(numbers["vocabulary", f.table_name], found)
+            counter.add_values(numbers["vocabulary", table], found)
     if config.log_schema.group:
         users = part.table.column(config.log_schema.group).combine_chunks()
         for number, name in enumerate(SPLITS):

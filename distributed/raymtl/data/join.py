@@ -118,11 +118,13 @@ def _check_keys(keys: pa.ChunkedArray, join: Join, key: str) -> None:
         )
 
 
-def check_names(joins: dict[str, pa.Table], known: list[str], derived: list[str]) -> None:
-    """Refuses a joined or derived column whose name is taken."""
+def check_names(
+    joins: dict[str, pa.Table], known: list[str], derived: list[str], made: list[str]
+) -> None:
+    """Refuses a joined, derived or made column whose name is taken."""
     taken = set(known)
     named = [(f"join {name}", t.column_names[1:]) for name, t in joins.items()]
-    for who, names in [*named, ("derive", derived)]:
+    for who, names in [*named, ("derive", derived), ("a list or rate", made)]:
         clash = sorted(taken & set(names))
         if clash:
             raise InputError(

@@ -4,6 +4,7 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +25,8 @@ from raymtl.storage import absolute, filesystem
 __all__ = ["LogFile", "LogIndex", "changed_files", "read_chunk", "read_index"]
 
 INDEX_NAME = "_index.parquet"
+LOG_ROW = "log_row"
+"""Row key that no log need have: the row's number in the log, files in the order of their paths."""
 _THREADED_FILES = 64
 """Up to this many footers are read by threads here; above, by Ray tasks where Ray is running."""
 
@@ -63,6 +66,11 @@ class LogIndex:
     def num_rows(self) -> int:
         """Rows of the whole log."""
         return sum(f.num_rows for f in self.files)
+
+    @cached_property
+    def first_rows(self) -> tuple[int, ...]:
+        """The number, within the log, of each file's first row."""
+        return tuple(accumulate((f.num_rows for f in self.files[:-1]), initial=0))
 
     @cached_property
     def digest(self) -> str:

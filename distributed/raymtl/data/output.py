@@ -1,4 +1,4 @@
-"""The folder `raymtl prepare` writes: whole or not at all. No Ray."""
+"""The folder `raymtl prepare` or `raymtl convert` writes: whole or not at all. No Ray."""
 
 import uuid
 from types import TracebackType
@@ -20,7 +20,21 @@ class Output:
     Used as a context: what was written is removed unless `finish` was called.
     """
 
-    def __init__(self, url: str, overwrite: bool):
+    def __init__(
+        self,
+        url: str,
+        overwrite: bool,
+        marks: tuple[str, ...] = MARKS,
+        by: str = "raymtl prepare",
+        force: str = "overwrite=true",
+    ):
+        """Looks at nothing yet.
+
+        Args:
+            marks: files that show a folder was written by this command, and may be overwritten.
+            by: the command.
+            force: how its user says `overwrite`.
+        """
         fs, root = filesystem(url)
         self._is_local = isinstance(fs, pafs.LocalFileSystem)
         self._fs, self._root = fs, root
@@ -29,6 +43,7 @@ class Output:
         self.staging = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}" if self._is_local else self.url
         """URL that everything is written below."""
         self._overwrite, self._finished = overwrite, False
+        self._marks, self._by, self._force = marks, by, force
 
     def __enter__(self) -> "Output":
         self._refuse_existing()
@@ -73,7 +88,7 @@ class Output:
         info = self._fs.get_file_info(self._root)
         if info.type == pafs.FileType.NotFound:
             return
-        marks = [self._fs.get_file_info(f"{self._root}/{m}") for m in MARKS]
+        marks = [self._fs.get_file_info(f"{self._root}/{m}") for m in self._marks]
         ours = all(m.type == pafs.FileType.File for m in marks)
         if info.type == pafs.FileType.Directory and ours and self._overwrite:
             return
@@ -83,9 +98,9 @@ class Output:
         if not empty:
             raise InputError(
                 "the output folder is there already",
-                f"{self.url}" + ("" if ours else ", not written by raymtl prepare"),
-                "a new or empty folder" + (", or overwrite: true" if ours else ""),
-                "name another folder" + (", or add overwrite=true" if ours else ", or remove it"),
+                f"{self.url}" + ("" if ours else f", not written by {self._by}"),
+                "a new or empty folder" + (f", or {self._force}" if ours else ""),
+                "name another folder" + (f", or add {self._force}" if ours else ", or remove it"),
             )
 
 

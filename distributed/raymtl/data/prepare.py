@@ -29,6 +29,7 @@ from raymtl.data.apply import apply_share
 from raymtl.data.checks import check_splits, make_recipe
 from raymtl.data.fit import Moments, fit_share, lists_of, merge_bucket, quantile_borders
 from raymtl.data.fitted import digest_of, file_digest, fitted_schema, result_schema, vocabulary_path
+from raymtl.data.history_stages import build_part, deal_share, merge_totals
 from raymtl.data.join import check_sizes, read_side, side_size
 from raymtl.data.log import read_index
 from raymtl.data.output import Output, write_text
@@ -69,6 +70,7 @@ def prepare(config: PrepareConfig, url_out: str) -> dict[str, Any]:
         recipe = make_recipe(config, empty, f"{out.staging}/_scratch")
         shares = cut(recipe.files, config.chunk_rows * CHUNKS_PER_SHARE)
         side_refs = {name: ref for name, (ref, _) in sides.items()}
+        _make_history(recipe, shares, side_refs)
         fitted, counted = _fit(recipe, shares, side_refs, out.staging)
         tally = _apply(recipe, shares, side_refs, fitted, out.staging)
         digest = _write_transforms(recipe, fitted, out.staging)
@@ -100,6 +102,16 @@ def _read_sides(config: PrepareConfig) -> dict[str, tuple[Any, pa.Schema]]:
 def _read_side(join: Join, data_root: str) -> tuple[pa.Table, tuple[pa.Schema, int]]:
     side = read_side(join, data_root)
     return side, (side.schema, side.nbytes)
+
+
+def _make_history(recipe: Recipe, shares: list[Share], sides: dict[str, Any]) -> None:
+    """Leaves each share its rows' lists and rates, in scratch."""
+    if not recipe.num_parts:
+        return
+    answers = list(_stage(deal_share, shares, recipe, sides))
+    priors = merge_totals(answers, recipe.config)
+    first_rows = [share.first_row for share in shares]
+    list(_stage(build_part, list(range(recipe.num_parts)), recipe, first_rows, priors))
 
 
 def _fit(
@@ -209,6 +221,8 @@ def _write_transforms(recipe: Recipe, fitted: LogSchema, staging: str) -> str:
         "sources": sources,
         "joins": [j.model_dump(mode="json", exclude={"url"}) for j in config.joins],
         "derive": {name: d.model_dump(mode="json") for name, d in config.derive.items()},
+        "sequences": config.sequences and config.sequences.model_dump(mode="json"),
+        "rates": [rate.model_dump(mode="json") for rate in config.rates],
         "split": config.split.model_dump(mode="json"),
         "vocabularies": {name: file_digest(fs, f"{root}/{name}") for name in files},
     }

@@ -5,6 +5,13 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, PositiveInt, model_validator
 
 from raymtl.config import Section
+from raymtl.data.history_config import (
+    Rate,
+    Sequences,
+    check_history,
+    made_columns,
+    read_columns,
+)
 from raymtl.errors import InputError
 from raymtl.schema import LogSchema, NumericFeature
 
@@ -40,11 +47,14 @@ class Join(Section):
 
 class Derived(Section):
     column: str
-    """Column it is made from. Steps in order: null_if, then one of divide, split, days_since."""
+    """Column it is made from. Steps in order: null_if, then one of divide, at_most, split,
+    days_since."""
     null_if: Value | None = None
     """This value means missing."""
     divide: PositiveInt | None = None
-    """Integer division: hourmin 1359 by 100 is hour 13."""
+    """Division rounded down to an integer: hourmin 1359 by 100 is hour 13."""
+    at_most: Value | None = None
+    """Larger values become this one: days from the first test day on become one period."""
     split: str | None = Field(default=None, min_length=1)
     """Cuts text at this separator into a list, for a bag."""
     days_since: str | None = None
@@ -53,13 +63,13 @@ class Derived(Section):
 
     @model_validator(mode="after")
     def _one_step(self) -> "Derived":
-        steps = [self.divide, self.split, self.days_since]
+        steps = [self.divide, self.at_most, self.split, self.days_since]
         given = sum(step is not None for step in steps)
         if given > 1 or (given == 0 and self.null_if is None):
             raise InputError(
                 f"the column derived from {self.column} has {given} steps",
                 ", ".join(k for k, v in self if v is not None and k != "column") or "none",
-                "one of divide, split, days_since, with or without null_if; or null_if alone",
+                "one of divide, at_most, split, days_since and, or alone, null_if",
                 "derive another column for the other step",
             )
         return self
@@ -152,6 +162,10 @@ class PrepareConfig(Section):
     outcomes: list[str] = []
     """Columns known only after the impression (play time, say). A feature that reads one, or a
     label, is refused."""
+    sequences: Sequences | None = None
+    """Lists of the user's rows strictly before the row; null makes none."""
+    rates: list[Rate] = []
+    """Positive rates of keys in periods strictly before the row's."""
     log_schema: LogSchema = Field(alias="schema")
     """Features, tables and tasks over the raw columns; `vocabulary`, `standardise` and `buckets`
     are fitted on the training part."""
@@ -187,8 +201,10 @@ class PrepareConfig(Section):
     @model_validator(mode="after")
     def _no_outcome_is_an_input(self) -> "PrepareConfig":
         outcomes = {*self.outcomes, *(t.label for t in self.log_schema.tasks)}
-        origins = {name: {d.column, d.days_since} for name, d in self.derive.items()}
-        tainted = {n for n, columns in origins.items() if columns & outcomes} | outcomes
+        tainted = set(outcomes)
+        for name, d in self.derive.items():
+            if {d.column, d.days_since} & tainted:
+                tainted.add(name)
         for f in self.log_schema.features:
             if f.source in tainted:
                 raise InputError(
@@ -197,6 +213,7 @@ class PrepareConfig(Section):
                     "features known before the impression is shown",
                     "remove the feature",
                 )
+        check_history(self.sequences, self.rates, [s.name for s in self.sources], tainted)
         return self
 
     @property
@@ -227,8 +244,33 @@ class PrepareConfig(Section):
             )
         )
 
+    def counted_columns(self, table: str) -> list[str]:
+        """Columns whose training values make a table's vocabulary.
+
+        Those of its features; one that reads a list made here counts only where no other feature
+        reads the table, and then as the list's item column: each row once, not once for every
+        list it is part of.
+        """
+        items = {i.name: i.item for i in self.sequences.lists} if self.sequences else {}
+        sources = [
+            f.source
+            for f in self.log_schema.features
+            if not isinstance(f, NumericFeature) and f.table_name == table
+        ]
+        plain = [name for name in sources if name not in items]
+        return plain or list(dict.fromkeys(items[name] for name in sources))
+
+    @property
+    def made_columns(self) -> list[str]:
+        """Columns made of earlier rows: lists and rates."""
+        return made_columns(self.sequences, self.rates)
+
+    def history_columns(self) -> list[str]:
+        """Raw, joined and derived columns that lists and rates are made of, each once."""
+        return read_columns(self.sequences, self.rates)
+
     def raw_columns(self) -> list[str]:
-        """Raw and derived columns the log itself is made of, each once."""
+        """Raw, derived and made columns the log itself is made of, each once."""
         names = [*self.log_schema.columns(), self.log_schema.time, *self.keep]
         if isinstance(self.split, TimeSplit):
             names.append(self.split.column)

@@ -226,8 +226,10 @@ def cut(files: list[RawFile], share_rows: int) -> list[Share]:
     return shares
 
 
-def read(share: Share, files: list[RawFile], types: pa.Schema) -> Iterator[tuple[pa.Table, Origin]]:
-    """Streams a share's rows, at most BATCH_ROWS at once, cast to `types`.
+def read(
+    share: Share, files: list[RawFile], types: pa.Schema, batch_rows: int = BATCH_ROWS
+) -> Iterator[tuple[pa.Table, Origin]]:
+    """Streams a share's rows, at most `batch_rows` at once, cast to `types`.
 
     Raises:
         InputError: a file cannot be read.
@@ -236,7 +238,7 @@ def read(share: Share, files: list[RawFile], types: pa.Schema) -> Iterator[tuple
     for span in share.spans:
         file = files[span.file]
         wanted = [file.columns[n] for n in types.names if n in file.columns]
-        for start, batch in _batches(file, span, wanted):
+        for start, batch in _batches(file, span, wanted, batch_rows):
             by_column = dict(zip(batch.schema.names, batch.columns, strict=True))
             arrays = [
                 by_column[file.columns[f.name]].cast(f.type)
@@ -249,7 +251,9 @@ def read(share: Share, files: list[RawFile], types: pa.Schema) -> Iterator[tuple
             first_row += len(batch)
 
 
-def _batches(file: RawFile, span: Span, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _batches(
+    file: RawFile, span: Span, columns: list[str], batch_rows: int
+) -> Iterator[tuple[int, pa.RecordBatch]]:
     """The span's rows with the row within the row group that each batch starts at."""
     fs, _ = filesystem(file.root)
     at = 0
@@ -257,7 +261,7 @@ def _batches(file: RawFile, span: Span, columns: list[str]) -> Iterator[tuple[in
         with fs.open_input_file(file.path) as handle:
             parquet = pq.ParquetFile(handle, pre_buffer=False, buffer_size=BUFFER_BYTES)
             for batch in parquet.iter_batches(
-                BATCH_ROWS, [span.row_group], columns, use_threads=False
+                batch_rows, [span.row_group], columns, use_threads=False
             ):
                 start, stop = max(span.start - at, 0), min(span.stop - at, len(batch))
                 if start < stop:
@@ -270,11 +274,12 @@ def _batches(file: RawFile, span: Span, columns: list[str]) -> Iterator[tuple[in
 
 
 def needed_columns(config: PrepareConfig, joined: set[str]) -> list[str]:
-    """Columns the sources must have: all that is used and neither joined nor derived."""
-    names, wanted = [], config.raw_columns()
+    """Columns the sources must have: all that is used and neither joined nor derived nor made."""
+    names, wanted = [], [*config.raw_columns(), *config.history_columns()]
+    made = {*joined, *config.derive, *config.made_columns}
     for derived in config.derive.values():
         wanted += [derived.column, derived.days_since or derived.column]
     for name in [*wanted, *(j.column for j in config.joins)]:
-        if name not in joined and name not in config.derive:
+        if name not in made:
             names.append(name)
     return list(dict.fromkeys(names))

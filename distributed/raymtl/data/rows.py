@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from raymtl.data.derive import derive
+from raymtl.data.history import History, batch_rows_of
 from raymtl.data.join import left_join
 from raymtl.data.prepare_config import PrepareConfig
 from raymtl.data.raw import Origin, RawFile, Share, read
@@ -22,11 +23,13 @@ class Recipe:
     types: pa.Schema
     """Columns read from the sources, with the types all files are cast to."""
     columns: pa.Schema
-    """The same after joins and derived columns."""
+    """The same after joins and derived columns, and what is made of earlier rows."""
     text_tables: frozenset[str]
     """Tables of text; the others are of integers."""
     num_buckets: int
     """Parts that values are dealt to by hash, to be counted one part at a time."""
+    num_parts: int
+    """Parts that users and keys are dealt to, for lists and rates; 0 where there are none."""
     scratch: str
     """URL of a folder for what the stages leave for one another."""
 
@@ -55,8 +58,11 @@ def stream(
         sides: each join's table, by the join's name.
         places: for a split by order per user: each row's place among its user's rows.
     """
-    for raw, origin in read(share, recipe.files, recipe.types):
+    history = History.read(share, recipe.config, recipe.columns, recipe.scratch)
+    batch_rows = batch_rows_of(recipe.config)
+    for raw, origin in read(share, recipe.files, recipe.types, batch_rows):
         table = enrich(raw, recipe.config, sides, origin.where)
+        table = history.add(table, origin.first_row - share.first_row)
         split_n = split_of(table, origin, recipe.config.split, recipe.num_rows, places)
         yield Rows(table, origin, split_n)
 

@@ -61,7 +61,7 @@ def numbers(column: pa.ChunkedArray, f: NumericFeature, origin: Origin) -> np.nd
     Raises:
         InputError: a value is infinite.
     """
-    raw = _floats(column)
+    raw = floats(column)
     if np.isinf(raw).any():
         row = int(np.flatnonzero(np.isinf(raw))[0])
         raise InputError(
@@ -79,9 +79,9 @@ def labels(table: pa.Table, task: Task, origin: Origin) -> np.ndarray:
     Raises:
         InputError: naming the row, where a binary label is neither 0 nor 1 or one is infinite.
     """
-    values = _floats(table.column(task.label))
+    values = floats(table.column(task.label))
     if task.observed_if:
-        values = np.where(_holds(table, task.observed_if), values, np.nan)
+        values = np.where(holds(table, task.observed_if), values, np.nan)
     good = (values == 0) | (values == 1) if task.kind == "binary" else np.isfinite(values)
     wrong = np.flatnonzero(~(good | np.isnan(values)))
     if len(wrong):
@@ -105,7 +105,7 @@ def check_weights(table: pa.Table, column: str, needed: np.ndarray, origin: Orig
     Raises:
         InputError: naming the row, where a weight is null, negative or infinite.
     """
-    values = _floats(table.column(column))
+    values = floats(table.column(column))
     wrong = np.flatnonzero(needed & ~(np.isfinite(values) & (values >= 0)))
     if len(wrong):
         raise InputError(
@@ -116,10 +116,12 @@ def check_weights(table: pa.Table, column: str, needed: np.ndarray, origin: Orig
         )
 
 
-def _holds(table: pa.Table, rule: Rule) -> np.ndarray:
-    return rule.holds(_floats(table.column(rule.column)))
+def holds(table: pa.Table, rule: Rule) -> np.ndarray:
+    """Bool (n,), the rows that fulfil a rule."""
+    return rule.holds(floats(table.column(rule.column)))
 
 
-def _floats(column: pa.ChunkedArray) -> np.ndarray:
+def floats(column: pa.ChunkedArray) -> np.ndarray:
+    """Numbers as float64 (n,), NaN where null."""
     values = column.combine_chunks()
     return values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)

@@ -23,8 +23,8 @@ class RefinementSection(Section):
     """Whether each task weighs the features; without it they are concatenated as they are (the
     ablation "without TRM")."""
     refine_reduction: PositiveInt = 4
-    """F over the width of the weighing network's hidden layer, which is at least 1. Lower it where F
-    is small: few hidden units cannot weigh many features apart."""
+    """F over the width of the weighing network's hidden layer, which is at least 1. Lower it where
+    F is small: few hidden units cannot weigh many features apart."""
     squeeze: Literal["flatten", "mean"] = "flatten"
     """What that network reads: all features' embeddings, or each one's mean as in FiBiNET."""
     refine_activation: Literal["sigmoid", "2sigmoid", "relu"] = "sigmoid"

@@ -139,7 +139,7 @@ def main() -> None:
     (small, small_s), (large, large_s) = found.values()
     print(f"{'process':24}{args.rows:>14,} rows{args.rows * args.times:>14,} rows   ratio")
     for kind in sorted(small, key=small.__getitem__, reverse=True):
-        if kind != "gone" and kind in large:
+        if small[kind] and kind in large:  # 0: gone, or ending
             mb = small[kind] / 1e6, large[kind] / 1e6
             print(f"{kind:24}{mb[0]:>16.0f} MB{mb[1]:>16.0f} MB   {mb[1] / mb[0]:.2f}")
     print(f"{'seconds':24}{small_s:>19.1f}{large_s:>19.1f}")

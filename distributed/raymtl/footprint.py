@@ -2,7 +2,6 @@
 
 import ray
 
-from raymtl.batch import Layout
 from raymtl.data.ingest import memory_bytes
 from raymtl.embedding.tables import TableSpec, table_specs
 from raymtl.errors import InputError
@@ -24,7 +23,7 @@ def lines(job: Job) -> list[str]:
     Raises:
         InputError: the open lanes and prefetched chunks alone would fill the memory.
     """
-    config, layout = job.config, Layout.of(job.schema)
+    config, layout = job.config, registry.layout(job.config.model, job.schema)
     specs = table_specs(job.schema, registry.shape(config.model, layout, config.embedding.width))
     rows, state = table_bytes(specs, config.optimizer.rows.name)
     copies = config.checkpoint.keep_last + config.checkpoint.keep_best

@@ -1,6 +1,6 @@
 """Layout: which columns of a batch belong to which feature. Without torch, for reading tasks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from raymtl.schema import BagFeature, LogSchema, NumericFeature, SequenceFeature, looks_up
@@ -76,6 +76,13 @@ class Layout:
             task_kinds=tuple(task.kind for task in schema.tasks),
             task_given=tuple(names.index(t.given) if t.given else None for t in schema.tasks),
         )
+
+    def pooled(self) -> "Layout":
+        """The same columns, with sequences that would be passed whole pooled to their mean."""
+        columns = tuple(
+            replace(c, pooling="mean") if c.pooling == "none" else c for c in self.id_columns
+        )
+        return replace(self, id_columns=columns)
 
     @cached_property
     def num_id_columns(self) -> int:

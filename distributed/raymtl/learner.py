@@ -9,7 +9,7 @@ from torch import Tensor
 
 from raymtl import collectives, losses
 from raymtl.balancing import Balancer, projection
-from raymtl.batch import Batch, Inputs, Layout
+from raymtl.batch import Batch, Inputs
 from raymtl.config import TrainConfig
 from raymtl.dense import DenseParameters, clip_scale, groups_of, learning_rate_factor
 from raymtl.embedding import fields, optimizers
@@ -43,7 +43,7 @@ class Learner:
 
     def __init__(self, config: TrainConfig, schema: LogSchema, device: torch.device):
         self.config, self.schema, self.device = config, schema, device
-        self.layout = Layout.of(schema)
+        self.layout = registry.layout(config.model, schema)
         self.kinds = tuple(task.kind for task in schema.tasks)
         self.loss_weight_T = torch.tensor([t.loss_weight for t in schema.tasks], device=device)
         width = config.embedding.width

@@ -15,7 +15,7 @@ CELLS_PER_PART = 1_000_000
 """Rows, times lists or rates, that are dealt to one part: bounds a building process's memory."""
 MAX_PARTS = 1024
 BATCH_ITEMS = 2_000_000
-"""Most items of all lists of the rows read at once: 50,000 rows with lists of 40 in all."""
+"""Most items of all lists of the rows read at once: 20,000 rows with lists of 100 in all."""
 
 
 def lists_url(scratch: str) -> str:

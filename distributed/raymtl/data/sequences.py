@@ -15,7 +15,7 @@ from raymtl.data import values
 from raymtl.data.history_config import Sequences
 from raymtl.data.ordinals import changes_of, firsts, ordinals, ranges
 from raymtl.data.raw import Origin
-from raymtl.data.shuffle import dealt, parts_of, places_by, read_parts, read_together, write_part
+from raymtl.data.shuffle import dealt, parts_of, places_by, read_together, write_part
 from raymtl.errors import InputError
 
 
@@ -148,13 +148,13 @@ def lists_of(events: pa.Table, wanted: Sequences) -> tuple[np.ndarray, Runs]:
 class ShareLists:
     """A share's lists, to be put together some rows at a time."""
 
-    def __init__(self, tables: list[pa.Table], num_rows: int, wanted: Sequences, types: pa.Schema):
+    def __init__(self, known: pa.Table | None, num_rows: int, wanted: Sequences, types: pa.Schema):
         columns = [f"fresh {item.name}" for item in wanted.lists]
         self._names = [item.name for item in wanted.lists]
         self._windows = [wanted.window_of(item) for item in wanted.lists]
         empty = {"row": pa.int64(), **{f"length {n}": pa.int64() for n in set(self._windows)}}
         fields = [*empty.items(), *((c, types.field(c[6:]).type) for c in columns)]
-        together = pa.concat_tables([pa.schema(fields).empty_table(), *tables]).combine_chunks()
+        together = pa.schema(fields).empty_table() if known is None else known
         row = together.column("row").to_numpy()
         self._has_user = np.zeros(num_rows, bool)
         self._has_user[row] = True
@@ -189,8 +189,7 @@ def read_lists(
     Args:
         types: of the list columns.
     """
-    tables = [table for _, table in read_parts(f"{url}/lists/{share}")]
-    return ShareLists(tables, num_rows, wanted, types)
+    return ShareLists(read_together(f"{url}/lists/{share}"), num_rows, wanted, types)
 
 
 def _lists(

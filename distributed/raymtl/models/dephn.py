@@ -70,6 +70,7 @@ class Dephn(nn.Module):
 
     task_specific = False
     shared_view = True
+    whole_sequences = False
     Config = DephnConfig
 
     def __init__(self, config: DephnConfig, shape: InputShape):
@@ -139,6 +140,7 @@ class MtPhn(nn.Module):
 
     task_specific = False
     shared_view = True
+    whole_sequences = False
     Config = MtPhnConfig
 
     def __init__(self, config: MtPhnConfig, shape: InputShape):

@@ -17,6 +17,7 @@ class HeadModel(nn.Module):
 
     task_specific: bool = False
     shared_view: bool = True
+    whole_sequences = False
     Config: type[Section]
     Head: type[nn.Module]
 

@@ -3,7 +3,9 @@
 A model is an nn.Module, built as Model(config, shape: InputShape), with `forward(inputs: Inputs)`
 to logits_BT and these class attributes: `task_specific` (one view of each embedding per task, or
 one for all), `shared_view` (whether a shared view follows the tasks'; only read when task_specific;
-True where absent) and `Config`, a Section whose field `name` is a Literal of the model's name.
+True where absent), `whole_sequences` (whether it reads sequences itself, else it gets the mean of
+each as a field; True where absent) and `Config`, a Section whose field `name` is a Literal of the
+model's name.
 Another package offers one by an entry point of the group `raymtl.models`.
 """
 
@@ -29,6 +31,7 @@ from raymtl.models.shared_bottom import SharedBottom
 from raymtl.models.single_task import SingleTask
 from raymtl.models.snr_trans import SnrTrans
 from raymtl.models.stem import Stem
+from raymtl.schema import LogSchema
 
 ENTRY_POINTS = "raymtl.models"
 
@@ -85,6 +88,16 @@ def parse(section: ModelSection) -> Section:
     """
     values = section.model_dump()
     return config.parse(_model(section.name).Config, values, section.name, prefix="model")
+
+
+def layout(section: ModelSection, schema: LogSchema) -> Layout:
+    """A schema's layout as the named model reads it.
+
+    Sequences that the schema passes whole come as their mean, one more field, to a model that does
+    not read them itself: nothing of their full size is made then.
+    """
+    whole = Layout.of(schema)
+    return whole if getattr(_model(section.name), "whole_sequences", True) else whole.pooled()
 
 
 def shape(section: ModelSection, layout: Layout, width: int) -> InputShape:

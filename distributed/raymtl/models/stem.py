@@ -40,6 +40,7 @@ class Stem(nn.Module):
 
     task_specific = True
     shared_view = True
+    whole_sequences = False
     Config = StemConfig
 
     def __init__(self, config: StemConfig, shape: InputShape):

@@ -8,16 +8,14 @@ worst case for a reader. A peak is the kernel's VmHWM, shared pages of the objec
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from peaks import peaks_of, print_table
 
 CONFIG = """
 sources: [{name: log, url: log.parquet}]
@@ -94,38 +92,6 @@ def write_raw(folder: Path, rows: int) -> None:
     pq.write_table(pa.table(side), folder / "users.parquet")
 
 
-def peaks_of(folder: Path) -> tuple[dict[str, int], float]:
-    """Runs prepare; the highest VmHWM of each kind of process in bytes, and the seconds taken."""
-    (folder / "prepare.yaml").write_text(CONFIG)
-    command = [sys.executable, "-c", RUN, "prepare.yaml", ".", "out"]
-    peaks: dict[str, int] = {}
-    start = time.monotonic()
-    with subprocess.Popen(command, cwd=folder) as running:
-        root = psutil.Process(running.pid)
-        while running.poll() is None:
-            for process in [root, *root.children(recursive=True)]:
-                kind, peak = kind_and_peak(process)
-                peaks[kind] = max(peaks.get(kind, 0), peak)
-            time.sleep(0.1)
-    if running.returncode:
-        raise SystemExit(f"prepare failed with exit code {running.returncode}")
-    return peaks, time.monotonic() - start
-
-
-def kind_and_peak(process: psutil.Process) -> tuple[str, int]:
-    """`driver`, `ray worker` or the program's name, and VmHWM; 0 for one that has just ended."""
-    try:
-        name = " ".join(process.cmdline()[:1])
-        status = Path(f"/proc/{process.pid}/status").read_text()
-    except (psutil.Error, OSError):
-        return "gone", 0
-    line = next((x for x in status.splitlines() if x.startswith("VmHWM")), "VmHWM: 0 kB")
-    if name.startswith("ray::"):
-        return "ray worker", int(line.split()[1]) * 1024
-    kind = "driver" if "-c" in process.cmdline()[1:2] else Path(name).name
-    return kind, int(line.split()[1]) * 1024
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
@@ -135,14 +101,10 @@ def main() -> None:
     for rows in (args.rows, args.rows * args.times):
         with tempfile.TemporaryDirectory() as folder:
             write_raw(Path(folder), rows)
-            found[rows] = peaks_of(Path(folder))
-    (small, small_s), (large, large_s) = found.values()
-    print(f"{'process':24}{args.rows:>14,} rows{args.rows * args.times:>14,} rows   ratio")
-    for kind in sorted(small, key=small.__getitem__, reverse=True):
-        if small[kind] and kind in large:  # 0: gone, or ending
-            mb = small[kind] / 1e6, large[kind] / 1e6
-            print(f"{kind:24}{mb[0]:>16.0f} MB{mb[1]:>16.0f} MB   {mb[1] / mb[0]:.2f}")
-    print(f"{'seconds':24}{small_s:>19.1f}{large_s:>19.1f}")
+            Path(folder, "prepare.yaml").write_text(CONFIG)
+            command = [sys.executable, "-c", RUN, "prepare.yaml", ".", "out"]
+            found[rows] = peaks_of(command, Path(folder))
+    print_table(found)
     result = {str(rows): {"bytes": peaks, "seconds": s} for rows, (peaks, s) in found.items()}
     Path("prepare_memory.json").write_text(json.dumps(result, indent=1))
 

@@ -19,6 +19,10 @@ def config_class(file: Path) -> type[Section]:
         from raymtl.data.synthetic import KINDS
 
         return KINDS[read_yaml(file).get("kind", "planted")][0]
+    if file.stem.endswith("_study"):
+        from raymtl.study.config import StudyConfig
+
+        return StudyConfig
     return TrainConfig
 
 
@@ -31,7 +35,10 @@ def missing_log(file: Path) -> list[str]:
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_a_shipped_config_is_valid_and_so_is_its_model_section(file: Path) -> None:
     from raymtl.models import registry
+    from raymtl.study.plan import searched
 
     config = load(config_class(file), file, missing_log(file))
     if isinstance(config, TrainConfig):
         registry.parse(config.model)
+    if file.stem.endswith("_study"):
+        searched(config)  # parses every model's config at every point

@@ -56,6 +56,7 @@ def check(config: TrainConfig) -> Job:
         find_files(url)
     schema = read_schema(config)
     check_metric(config, schema)
+    registry.require_fit(config.model, schema, config.embedding.width)
     train = indexed(config.data.train, schema)
     valid = indexed(config.data.valid, schema) if config.data.valid else None
     return Job(config, schema, train, valid)

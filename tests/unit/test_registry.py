@@ -11,6 +11,7 @@ from raymtl.errors import InputError
 from raymtl.models import registry
 from raymtl.models.shared_bottom import SharedBottom
 from raymtl.models.stem import Stem, StemConfig
+from raymtl.schema import Task
 
 
 class TinyConfig(Section):
@@ -117,3 +118,27 @@ def test_a_package_that_does_not_import_is_named(monkeypatch):
     with pytest.raises(InputError, match="the model tiny cannot be imported") as error:
         registry.parse(ModelSection(name="tiny"))
     assert "no_such_package" in error.value.got
+
+
+@pytest.mark.parametrize(
+    "section", [{"name": "esmm"}, {"name": "dtrn", "head": {"name": "aitm"}}], ids=["esmm", "dtrn"]
+)
+def test_a_model_that_does_not_fit_the_schema_is_refused_before_it_is_built(section):
+    schema = mixed_schema(2)
+    value = Task(name="minutes", label="minutes", kind="regression")
+    wanted = ModelSection.model_validate(section)
+    registry.require_fit(wanted, schema, 16)
+    with pytest.raises(InputError, match="cannot chain a regression task"):
+        registry.require_fit(
+            wanted, schema.model_copy(update={"tasks": [schema.tasks[0], value]}), 16
+        )
+
+
+def test_sequences_come_pooled_to_models_that_do_not_read_them_whole():
+    schema = mixed_schema(2)
+    pooled = registry.layout(ModelSection(name="stem"), schema)
+    whole = registry.layout(ModelSection(name="dtrn"), schema)
+    assert [c.feature for c in whole.sequences] == ["watched"]
+    assert pooled.sequences == ()
+    assert next(c for c in pooled.fields if c.feature == "watched").pooling == "mean"
+    assert [c.start for c in pooled.id_columns] == [c.start for c in whole.id_columns]

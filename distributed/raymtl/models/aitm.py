@@ -37,6 +37,9 @@ class AitmHead(nn.Module):
     With one vector per task bottom t reads x_t, which is ours.
     """
 
+    chained = True
+    """Relates tasks as events: none that follows another may be a regression."""
+
     def __init__(
         self,
         config: AitmConfig,

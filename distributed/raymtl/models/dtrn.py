@@ -8,6 +8,7 @@ from pydantic import field_validator
 from torch import Tensor, nn
 
 from raymtl.batch import Inputs, InputShape
+from raymtl.models import chains
 from raymtl.models.blocks import FieldStack, mean_gates
 from raymtl.models.heads import build_head, parse_head
 from raymtl.models.interest import Interests, InterestSection
@@ -65,6 +66,8 @@ class Dtrn(nn.Module):
             Refinement(config, shape.num_tasks, num, shape.width) if config.refinement else None
         )
         self.head = build_head(config.head, shape.num_tasks, num * shape.width, shape.given)
+        if getattr(self.head, "chained", False):
+            chains.require_binary(f"dtrn with the head {config.head['name']}", shape)
         self._offer_what_the_head_offers(shape)
 
     def forward(self, inputs: Inputs) -> Tensor:

@@ -29,6 +29,9 @@ class EsmmHead(nn.Module):
     With one vector per task tower t reads x_t, which is ours.
     """
 
+    chained = True
+    """Relates tasks as events: none that follows another may be a regression."""
+
     def __init__(
         self,
         config: EsmmConfig,

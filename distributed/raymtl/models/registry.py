@@ -14,6 +14,7 @@ from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+import torch
 from torch import nn
 
 from raymtl import config
@@ -108,6 +109,16 @@ def shape(section: ModelSection, layout: Layout, width: int) -> InputShape:
     """
     model = _model(section.name)
     return InputShape.of(layout, width, model.task_specific, getattr(model, "shared_view", True))
+
+
+def require_fit(section: ModelSection, schema: LogSchema, width: int) -> None:
+    """Builds the named model for a schema without its weights, and forgets it.
+
+    Raises:
+        InputError: as building it would.
+    """
+    with torch.device("meta"):
+        build(section, layout(section, schema), width)
 
 
 def build(section: ModelSection, layout: Layout, width: int) -> nn.Module:

@@ -17,6 +17,8 @@ from raymtl.data.synth_config import SynthConfig
 from raymtl.data.synthetic import parse_log
 from raymtl.models import registry
 from raymtl.schema import LogSchema
+from raymtl.study.config import StudyConfig
+from raymtl.study.plan import searched
 from raymtl_jobs import names
 from raymtl_jobs.cli import app
 from raymtl_jobs.train import of_config
@@ -35,6 +37,7 @@ CLASSES = {
     "sources": PrepareConfig,
     "rows": SynthConfig,
     "data": TrainConfig,
+    "base": StudyConfig,
 }
 """What a YAML block is, by a key of its top level."""
 
@@ -143,6 +146,8 @@ def test_every_yaml_block_is_a_valid_config(page: Path) -> None:
         made = parse(cls, values, page.name)
         if isinstance(made, LogSchema):
             made.require_ready()
+        if isinstance(made, StudyConfig):
+            searched(made)
 
 
 @each_page

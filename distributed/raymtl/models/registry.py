@@ -5,7 +5,15 @@ to logits_BT and these class attributes: `task_specific` (one view of each embed
 one for all), `shared_view` (whether a shared view follows the tasks'; only read when task_specific;
 True where absent), `whole_sequences` (whether it reads sequences itself, else it gets the mean of
 each as a field; True where absent) and `Config`, a Section whose field `name` is a Literal of the
-model's name.
+model's name. Members it may also have, all of them found by name:
+
+- `penalty(logits_BT)`: a term of the loss, () or (B,), finite in padding rows too; its sum over
+  rows times weight_B is divided by the global batch's weight.
+- `num_statistics`, `statistics(batch)`, `take_statistics(total)`: float64 sums (num_statistics,)
+  over a rank's rows; their total over ranks comes before the training forward, and never otherwise.
+- `optimizer_groups()`: pairs of parameter names and the DenseOptimizerSection that moves them.
+- `gate_sources`, `gate_mass(inputs, weight_B=None)`: (layers, T, sources), rows of which sum to 1.
+
 Another package offers one by an entry point of the group `raymtl.models`.
 """
 

@@ -196,7 +196,7 @@ class Trainer:
                 epoch = state.step / self.source.steps_per_epoch
                 timing = {"epoch": round(epoch, 4), "rows_per_s": round(clock.rows_per_s(state))}
                 timing["loss"] = float(outcome.loss)
-                if self.config.balancing.name != "fixed":
+                if self.config.balancing.name in ("uncertainty", "dwa"):
                     names = self.learner.layout.task_names
                     weights = zip(names, outcome.weight_T.tolist(), strict=True)
                     timing |= {f"{name}/balancing_weight": weight for name, weight in weights}

@@ -120,13 +120,17 @@ def shape(section: ModelSection, layout: Layout, width: int) -> InputShape:
 
 
 def require_fit(section: ModelSection, schema: LogSchema, width: int) -> None:
-    """Builds the named model for a schema without its weights, and forgets it.
+    """Builds the named model for a schema, without its weights where it can, and forgets it.
 
     Raises:
         InputError: as building it would.
     """
-    with torch.device("meta"):
-        build(section, layout(section, schema), width)
+    parts = layout(section, schema)
+    try:
+        with torch.device("meta"):
+            build(section, parts, width)
+    except (NotImplementedError, RuntimeError):  # its constructor reads values of tensors
+        build(section, parts, width)
 
 
 def build(section: ModelSection, layout: Layout, width: int) -> nn.Module:

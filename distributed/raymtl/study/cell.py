@@ -1,14 +1,19 @@
 """One run of a study, in a process of its own."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from raymtl import alone
 from raymtl.config import TrainConfig, parse
 from raymtl.errors import InputError, NonFinite
+from raymtl.models import registry
 from raymtl.run import RESULT, Run
+
+Models = Mapping[str, type[nn.Module]]
 
 
 def finished(config: TrainConfig) -> dict[str, Any] | None:
@@ -19,13 +24,16 @@ def finished(config: TrainConfig) -> dict[str, Any] | None:
     return json.loads(run.folder.read(RESULT))
 
 
-def train_cell(values: dict[str, Any], threads: int) -> dict[str, Any]:
+def train_cell(values: dict[str, Any], threads: int, models: Models) -> dict[str, Any]:
     """Trains a run, or goes on with it where an earlier process left it.
+
+    Args:
+        models: what `register_model` made known to the process that asks.
 
     Returns:
         {"result": as result.json} or {"error": text} for what the user must mend.
     """
-    torch.set_num_threads(threads)
+    _begin(threads, models)
     config = parse(TrainConfig, values, "a run of the study")
     try:
         return {"result": alone.train(config, resume=Run.of(config).exists())}
@@ -33,10 +41,16 @@ def train_cell(values: dict[str, Any], threads: int) -> dict[str, Any]:
         return {"error": str(error)}
 
 
-def score_cell(run: str, log: str, out: str, threads: int) -> dict[str, Any]:
+def score_cell(run: str, log: str, out: str, threads: int, models: Models) -> dict[str, Any]:
     """Scores a log with a run's best checkpoint; as `train_cell`."""
-    torch.set_num_threads(threads)
+    _begin(threads, models)
     try:
         return {"result": alone.predict(run, log, out)}
     except (InputError, NonFinite) as error:
         return {"error": str(error)}
+
+
+def _begin(threads: int, models: Models) -> None:
+    torch.set_num_threads(threads)
+    for name, cls in models.items():
+        registry.register(name, cls)

@@ -13,6 +13,7 @@ from raymtl.analysis import Cell, Comparison, Options, compare
 from raymtl.cluster import address_of, session
 from raymtl.config import LaunchSection, dump
 from raymtl.errors import InputError, RankFailed
+from raymtl.models import registry
 from raymtl.preflight import check, indexed
 from raymtl.progress import Show
 from raymtl.run import Run
@@ -76,8 +77,8 @@ def _check(study: StudyConfig, grid: Sequence[PlannedRun]) -> None:
                 "the log that searching and stopping look at",
                 "add it; the test log is read once, by the final models",
             )
+        job = check(run.config)
         if number == 0:
-            job = check(run.config)
             indexed(absolute(study.test), job.schema)
     for external in study.external:
         place = absolute(external.scores)
@@ -98,7 +99,8 @@ def _train_all(study: StudyConfig, runs: Sequence[PlannedRun], show: Show) -> li
         show(f"{len(waiting)} of {len(runs)} runs to train, {study.parallel} side by side")
     began = time.monotonic()
     threads = study.cpus_per_run
-    calls = [(train_cell, (run.config.model_dump(mode="json"), threads)) for run in waiting]
+    models = registry.registered()
+    calls = [(train_cell, (run.config.model_dump(mode="json"), threads, models)) for run in waiting]
     errors = []
     for done, (number, outcome) in enumerate(_parallelly(study, calls), start=1):
         run = waiting[number]
@@ -137,13 +139,15 @@ def _score_all(study: StudyConfig, runs: Sequence[PlannedRun], show: Show) -> li
     """Scores the test log with each final model, once."""
     test = absolute(study.test)
     scores = Folder(f"{folder_of(study)}/scores")
-    places = {run.config.name: f"{scores.url}/{run.config.name}" for run in runs}
+    digest = indexed(test, check(runs[0].config).schema).digest[:8]
+    places = {run.config.name: f"{scores.url}/{run.config.name}-{digest}" for run in runs}
     waiting = [run for run in runs if Folder(places[run.config.name]).size(DONE) is None]
     calls = []
     for run in waiting:
         out = places[run.config.name]
-        scores.delete(run.config.name)  # what an earlier process left half done
-        calls.append((score_cell, (Run.of(run.config).url, test, out, study.cpus_per_run)))
+        scores.delete(out.rpartition("/")[2])  # what an earlier process left half done
+        arguments = (Run.of(run.config).url, test, out, study.cpus_per_run, registry.registered())
+        calls.append((score_cell, arguments))
     errors = []
     for number, outcome in _parallelly(study, calls):
         run = waiting[number]
@@ -168,7 +172,8 @@ def _parallelly(
     while waiting or running:
         while waiting and len(running) < (study.parallel or 1):
             number, (function, arguments) = waiting.pop()
-            task = ray.remote(num_cpus=study.cpus_per_run, max_retries=1)(function)
+            gpus = 1 if study.uses_gpu else 0
+            task = ray.remote(num_cpus=study.cpus_per_run, num_gpus=gpus, max_retries=1)(function)
             running[task.remote(*arguments)] = number
         (ready, *_), _ = ray.wait(list(running), num_returns=1)
         number = running.pop(ready)

@@ -62,7 +62,9 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _names_are_new(self) -> "StudyConfig":
-        labels = [m.label for m in self.models] + [e.label for e in self.external]
+        labels = [m.label for m in self.models]
+        labels += [f"{e.label} seed {e.seed}" for e in self.external]
+        labels += sorted({e.label for e in self.external})
         doubles = sorted({name for name in labels if labels.count(name) > 1})
         kept = sorted({"name", "storage", "seed"} & self.base.keys())
         if doubles:
@@ -85,6 +87,11 @@ class StudyConfig(Section):
                     "add some, or remove the key",
                 )
         return self
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether each run takes a GPU."""
+        return bool(self.base.get("launch", {}).get("use_gpu", False))
 
     def points(self, model: StudyModel) -> list[dict[str, Any]]:
         """The grid of one model: dotted overrides of each point; one empty point without a grid."""

@@ -25,7 +25,7 @@ test: $(TOOLS)  ## ruff, pyright, pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20
 
 lint: $(TOOLS)  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -81,15 +81,6 @@ def test_evaluating_gives_the_metrics_of_the_loaded_models_scores(folder):
 
 
 @pytest.mark.timeout(600)
-def test_a_run_goes_on_for_another_epoch_with_more_workers(folder):
-    more = ["train.num_epochs=2", "launch.num_workers=2"]
-    run(folder, "train", "--resume", "runs/stem", *more)
-    result = json.loads((folder / "runs" / "stem" / "result.json").read_text())
-    assert result["state"]["rows"] == 2 * 5100
-    assert result["num_workers"] == 2
-
-
-@pytest.mark.timeout(600)
 def test_doctor_finds_this_machine_able_to_train(tmp_path):
     lines = run(tmp_path, "doctor").splitlines()
     assert lines[-1] == "ready to train"

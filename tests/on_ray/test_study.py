@@ -43,7 +43,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(folder: str) -> None:
     bad = {"label": "bad", "values": {"model": {"name": "shared_bottom"}}}
     bad["values"]["optimizer"] = {"dense": {"lr": 1e30}, "clip_norm": None}
     good = small_study(folder).models[1].model_dump()
-    with pytest.raises(RankFailed, match=r"bad seed 1: loss or gradient is not finite"):
+    with pytest.raises(RankFailed, match=r"bad seed 1: rank 0: loss or gradient is not finite"):
         conduct(small_study(folder, name="failing", models=[good, bad], search={}))
     runs = Path(folder, "studies", "failing", "runs")
     assert sorted(p.parent.name[:3] for p in runs.glob("*/result.json")) == ["bot"]

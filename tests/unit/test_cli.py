@@ -1,6 +1,5 @@
 """The command line without Ray: exit codes, errors in four parts, dry runs, configs by name."""
 
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -212,13 +211,10 @@ def test_a_traceback_is_printed_when_asked_for(tmp_path):
     assert "error: there is no config nothing" in done.stderr
 
 
-def test_help_is_quick_because_ray_and_torch_stay_out(tmp_path):
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def test_help_needs_neither_ray_nor_torch(tmp_path):
     done = raymtl("--help", folder=tmp_path)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0
     assert "evaluate" in done.stdout
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
     lines = "import sys, raymtl_jobs.cli; print([m for m in ('ray', 'torch') if m in sys.modules])"
     code = f"import sys; sys.path[:0] = {HOMES!r}; {lines}"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -15,12 +15,11 @@ from raymtl.errors import InputError
 DATA_CPUS_PER_WORKER = 1.0
 """Logical CPUs a rank's reading tasks may hold at once."""
 LOOPBACK = "127.0.0.1"
-FOLDER = f"/tmp/raymtl-{os.getuid()}"  # not TMPDIR: the paths of Ray's sockets must be short
-"""Sockets, logs and spilled objects of a local Ray, in its subfolder `ray`."""
 LOCAL_ENVIRONMENT = {
+    # Sockets, logs and spilled objects, in the subfolder `ray`; a short path, as sockets need it.
     # Processes of a local Ray that ask for "the" cluster look it up in this folder. In Ray's usual
     # one they would find, and ask, another cluster of this machine, or wait for one that is gone.
-    "RAY_TMPDIR": FOLDER,
+    "RAY_TMPDIR": f"/tmp/raymtl-{os.getuid()}",
 } | (
     # Without it gloo looks up the host's name, which some distributions map to an address that no
     # interface has (127.0.1.1).

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from raymtl.cluster import FOLDER
 from raymtl.config import DataSection, FailureSection, LaunchSection, TrainConfig
 from raymtl.errors import InputError
 from raymtl_jobs.output import say
@@ -52,7 +51,7 @@ def _passes(name: str, check: Callable[[], str]) -> bool:
 
 ADVICE = {
     "versions": "install again: make setup, or pip install raymtl",
-    "ray": f"free memory and /dev/shm, look into {FOLDER}/ray/session_latest/logs",
+    "ray": "free memory and /dev/shm, look into Ray's logs (docs/operations.md says where)",
     "workers": "set GLOO_SOCKET_IFNAME=lo (one machine) or to the network's interface; a line "
     "127.0.1.1 with this host's name in /etc/hosts must go",
 }

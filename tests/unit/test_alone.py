@@ -37,6 +37,17 @@ def test_a_run_alone_is_the_run_of_one_rank(log: str) -> None:
     assert read_lines(result["run"]) == lines
 
 
+def test_each_validation_says_what_the_gates_take_from_where(log: str) -> None:
+    run = alone.train(_config(log, "name=gates"))["run"]
+    gates = [line for line in read_lines(run) if "valid/auc" in line]
+    assert len(gates) == 2
+    for line in gates:
+        for task in ("click", "like", "share"):
+            sources = ("click", "like", "share", "shared")
+            shares = [line[f"gate/0/{task}/{source}"] for source in sources]
+            assert min(shares) > 0 and sum(shares) == pytest.approx(1, abs=1e-5)
+
+
 def test_a_run_alone_goes_on_where_it_was_left(log: str) -> None:
     whole = alone.train(_config(log, "name=whole", "train.max_steps=28"))
     alone.train(_config(log, "name=cut", "train.max_steps=11"))

@@ -45,7 +45,8 @@ def conduct(study: StudyConfig, address: str | None = None, show: Show = print) 
     folder = Folder(folder_of(study))
     folder.require_writable()
     folder.write(CONFIG, dump(study).encode())
-    with session(LaunchSection(address=address, cpus_per_worker=study.cpus_per_run)):
+    one = LaunchSection(address=address, num_workers=1, cpus_per_worker=study.cpus_per_run)
+    with session(one):
         study = study.model_copy(update={"parallel": _parallel(study, address)})
         metrics = _train_all(study, grid, show)
         choices = _chosen(study, grid, metrics)

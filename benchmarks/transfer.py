@@ -4,7 +4,8 @@
     python benchmarks/transfer.py mmoe --out runs/transfer
     python benchmarks/transfer.py dephn --out runs/transfer
 
-- conflict: STEM-Net and Shared-Bottom as the tasks' preferences turn from equal to opposed.
+- conflict: STEM-Net and Shared-Bottom as the tasks' preferences turn from equal over unrelated to
+  opposed.
 - mmoe: Shared-Bottom, OMoE and MMoE on MMoE's two regressions as their correlation falls.
 - dephn: DEPHN with and without its virtual gradient on related and on unrelated tasks.
 
@@ -47,7 +48,9 @@ PHN = {"name": "dephn", "expert_hidden_units": [64, 32], "num_interaction_expert
 EXPERIMENTS = {
     "conflict": Experiment(
         dial="conflict",
-        turns=(0.0, 0.5, 1.0),
+        # Correlations 1, .5, 0 and -1 of the two tasks' preferences. Opposed tasks can share: one
+        # tower turns the other's sign. Unrelated ones cannot.
+        turns=(0.0, 0.25, 0.5, 1.0),
         log={
             "rows": 250_000,
             "num_users": 4000,

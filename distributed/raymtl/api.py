@@ -17,7 +17,7 @@ from raymtl.data.decode import decode
 from raymtl.learner import Learner
 from raymtl.models.registry import register as register_model
 from raymtl.progress import Show
-from raymtl.run import located
+from raymtl.run import choose, located
 from raymtl.saving import load_learner, read_config
 from raymtl.storage import absolute
 
@@ -71,7 +71,7 @@ def load(where: str | Path, which: str = "best") -> "Model":
         InputError: there is no such checkpoint.
         DamagedCheckpoint: naming the file.
     """
-    return Model(scoring.choose(absolute(str(where)), which))
+    return Model(choose(absolute(str(where)), which))
 
 
 class Model:

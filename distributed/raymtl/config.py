@@ -96,6 +96,8 @@ class RowOptimizerSection(Section):
     """`dense_adam` moves every row every step as the official STEM code does; the others touch
     only the rows of the batch. They are not the same training: see docs/models.md."""
     lr: PositiveFloat = 0.02
+    lr_by_table: dict[str, NonNegativeFloat] = {}
+    """Table -> its own learning rate instead of `lr`; 0 leaves a table's rows as they are."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
     initial_accumulator: NonNegativeFloat = 0.0
@@ -206,6 +208,9 @@ class TrainConfig(Section):
     """Folder or URL that holds run folders."""
     seed: NonNegativeInt = 2023
     """Seed of initial values, order and dropout."""
+    init_from: str | None = None
+    """Run (its best checkpoint) or checkpoint that a new run takes its weights and row-optimizer
+    state from; all else starts anew. Null draws initial values."""
     data: DataSection
     model: ModelSection = ModelSection()
     embedding: EmbeddingSection = EmbeddingSection()

@@ -164,7 +164,11 @@ class Learner:
         self.dense.load_state(tensors)
         if optimizer:
             self.balancer.load_state(tensors)
-            self.row_optimizer.num_steps = int(tensors[ROW_STEPS])
+            self.take_row_steps(tensors)
+
+    def take_row_steps(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes the row optimizer's step count from what `dense_state` gave."""
+        self.row_optimizer.num_steps = int(tensors[ROW_STEPS])
 
     def _penalty(self, logits_BT: Tensor, batch: Batch, denominators: Tensor) -> Tensor | None:
         """This rank's part of the model's and balancing's own terms of the loss."""
@@ -216,7 +220,7 @@ class Learner:
             factor = learning_rate_factor(section.schedule, step, num_steps)
             scale = clip_scale(squared_norm, section.clip_norm)
             self.dense.step(scale, factor)
-            self.row_optimizer.step(gradients, float(scale), section.rows.lr * factor)
+            self.row_optimizer.step(gradients, float(scale), factor)
             self.balancer.record(total_T)
         return finite, total_T
 

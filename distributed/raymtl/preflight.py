@@ -1,8 +1,9 @@
 """Everything that is checked before any worker starts."""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from raymtl import warm_start
 from raymtl.batch import Layout
 from raymtl.config import TrainConfig, parse, parse_yaml
 from raymtl.data.files import find_files
@@ -56,6 +57,7 @@ def check(config: TrainConfig) -> Job:
         find_files(url)
     schema = read_schema(config)
     check_metric(config, schema)
+    check_table_names(config, schema)
     registry.require_fit(config.model, schema, config.embedding.width)
     train = indexed(config.data.train, schema)
     valid = indexed(config.data.valid, schema) if config.data.valid else None
@@ -74,6 +76,7 @@ def check_run(config: TrainConfig, resume: bool) -> tuple[Job, Run]:
         check_resume(run, job.config, job.train)
     else:
         run.require_new()
+        job = replace(job, config=warm_start.chosen(job.config, job.schema))
     return job, run
 
 
@@ -133,6 +136,19 @@ def check_metric(config: TrainConfig, schema: LogSchema) -> None:
         )
 
 
+def check_table_names(config: TrainConfig, schema: LogSchema) -> None:
+    """Refuses a learning rate of a table that is not there."""
+    for name in config.optimizer.rows.lr_by_table:
+        if name not in schema.table_names:
+            near = difflib.get_close_matches(name, schema.table_names, 1)
+            raise InputError(
+                "a learning rate is given for a table that is not there",
+                f"optimizer.rows.lr_by_table.{name}",
+                f"one of {', '.join(schema.table_names)}",
+                f"did you mean {near[0]}?" if near else "mend the name",
+            )
+
+
 def check_resume(run: Run, config: TrainConfig, job_train: LogIndex) -> None:
     """Refuses to go on with a run whose config or log is another one than it began with."""
     old = _flat(run.read_config().model_dump(mode="json"))
@@ -161,10 +177,11 @@ def describe(job: Job) -> str:
     layout = Layout.of(job.schema)
     rows = f"{job.train.num_rows:,} rows"
     valid = f", {job.valid.num_rows:,} to validate" if job.valid else ", no validation log"
+    start = job.config.init_from
     return (
         f"{job.config.model.name} on {rows}{valid}; {len(layout.fields)} fields, "
         f"{len(layout.numeric_names)} numbers, tasks {', '.join(layout.task_names)}"
-    )
+    ) + (f"; starts from {start}" if start else "")
 
 
 def _flat(values: dict, prefix: str = "") -> dict[str, object]:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from raymtl import checkpoint as checkpoints
+from raymtl.checkpoint import Checkpoint
 from raymtl.config import TrainConfig, dump, parse, parse_yaml
 from raymtl.data.log import LogIndex
 from raymtl.errors import InputError
@@ -84,12 +86,47 @@ class Run:
         self.folder.write(RESULT, json.dumps(result, indent=1, sort_keys=True).encode())
 
 
+def choose(where: str, which: str = "best") -> Checkpoint:
+    """Opens a checkpoint folder, or the wanted checkpoint of a run folder.
+
+    Raises:
+        InputError: neither is there.
+        DamagedCheckpoint: its manifest or a file's size is wrong.
+    """
+    folder = Folder(where)
+    if folder.size(checkpoints.MANIFEST) is not None or folder.size("trainer.json") is not None:
+        return Checkpoint(folder)
+    run = Run(where)
+    names = checkpoints.complete_names(run.checkpoints)
+    if which in names:
+        return Checkpoint(run.checkpoints / which)
+    if not names or which not in ("best", "last"):
+        raise InputError(
+            "there is no such checkpoint",
+            f"{which} of {where}; complete ones: {', '.join(names) or 'none'}",
+            "a run folder with checkpoints, or a checkpoint folder",
+            "check the path, or let the run reach its first checkpoint",
+        )
+    name = _best(run, names) if which == "best" else names[-1]
+    return Checkpoint(run.checkpoints / name)
+
+
+def _best(run: Run, names: list[str]) -> str:
+    higher = run.read_config().validation.higher_is_better
+    metrics = {name: Checkpoint(run.checkpoints / name).metric for name in names}
+    known = {n: m if higher else -m for n, m in metrics.items() if m is not None}
+    return max(known, key=lambda n: known[n]) if known else names[-1]
+
+
 def located(config: TrainConfig) -> TrainConfig:
     """The config with its relative paths made absolute: workers run in folders of their own."""
     keys = {"train", "valid", "schema_path"}
     urls = {k: url for k, url in config.data.model_dump(include=keys).items() if url is not None}
     data = config.data.model_copy(update={k: absolute(url) for k, url in urls.items()})
-    return config.model_copy(update={"data": data, "storage": absolute(config.storage)})
+    update: dict[str, Any] = {"data": data, "storage": absolute(config.storage)}
+    if config.init_from is not None:
+        update["init_from"] = absolute(config.init_from)
+    return config.model_copy(update=update)
 
 
 class MetricLines:

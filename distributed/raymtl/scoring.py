@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import torch
 from ray.train.torch import get_device
 
-from raymtl import checkpoint as checkpoints
 from raymtl import collectives
 from raymtl.batch import Batch
 from raymtl.checkpoint import Checkpoint
@@ -29,7 +28,7 @@ from raymtl.launch import reader_on_ray, run_workers
 from raymtl.learner import Learner
 from raymtl.preflight import indexed, schema_at
 from raymtl.progress import Show
-from raymtl.run import Run
+from raymtl.run import choose
 from raymtl.saving import load_learner, read_config
 from raymtl.schema import LogSchema
 from raymtl.source import Read, order_of
@@ -187,38 +186,6 @@ def _ray_folder(found: Checkpoint, launch: LaunchSection) -> Iterator[str]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def choose(where: str, which: str = "best") -> Checkpoint:
-    """Opens a checkpoint folder, or the wanted checkpoint of a run folder.
-
-    Raises:
-        InputError: neither is there.
-        DamagedCheckpoint: its manifest or a file's size is wrong.
-    """
-    folder = Folder(where)
-    if folder.size(checkpoints.MANIFEST) is not None or folder.size("trainer.json") is not None:
-        return Checkpoint(folder)
-    run = Run(where)
-    names = checkpoints.complete_names(run.checkpoints)
-    if which in names:
-        return Checkpoint(run.checkpoints / which)
-    if not names or which not in ("best", "last"):
-        raise InputError(
-            "there is no such checkpoint",
-            f"{which} of {where}; complete ones: {', '.join(names) or 'none'}",
-            "a run folder with checkpoints, or a checkpoint folder",
-            "check the path, or let the run reach its first checkpoint",
-        )
-    name = _best(run, names) if which == "best" else names[-1]
-    return Checkpoint(run.checkpoints / name)
-
-
-def _best(run: Run, names: list[str]) -> str:
-    higher = run.read_config().validation.higher_is_better
-    metrics = {name: Checkpoint(run.checkpoints / name).metric for name in names}
-    known = {n: m if higher else -m for n, m in metrics.items() if m is not None}
-    return max(known, key=lambda n: known[n]) if known else names[-1]
 
 
 def _require_same_transforms(schema: LogSchema, log: str) -> None:

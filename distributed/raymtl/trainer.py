@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from raymtl import collectives
+from raymtl import collectives, warm_start
 from raymtl.batch import Batch
 from raymtl.config import TrainConfig
 from raymtl.errors import InputError, NonFinite, RankFailed
@@ -88,13 +88,15 @@ class Trainer:
         self.stop_step = planned_steps(config, source.steps_per_epoch)
 
     def restore(self) -> list[str]:
-        """Collective. Goes back to the newest good checkpoint, if there is one.
+        """Collective. Goes back to the newest good checkpoint, or starts as `init_from` says.
 
         Returns:
             Warnings about damaged checkpoints that were passed over.
         """
         saved, warnings = self.saver.restore(self.window)
-        if saved is not None:
+        if saved is None:
+            warm_start.start(self.learner)
+        else:
             self.state = TrainState(**saved)
             limits = ("num_epochs", "max_steps", "max_rows", "max_time_s")
             if self.state.stopped in limits and not self._reached_end():

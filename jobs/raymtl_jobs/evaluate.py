@@ -33,7 +33,7 @@ def evaluate(
     if dry_run:
         show_plan(where, checkpoint, log, launch, labels=True)
         return
-    from raymtl.scoring import choose
+    from raymtl.run import choose
     from raymtl.scoring import evaluate as evaluate_on_ray
     from raymtl.storage import absolute
 

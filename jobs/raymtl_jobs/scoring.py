@@ -8,8 +8,8 @@ from raymtl_jobs.output import say, show_config
 def show_plan(where: str, which: str, log: str, launch: LaunchSection, labels: bool) -> None:
     """Checks checkpoint and log as the real thing would, and says what would run."""
     from raymtl.preflight import indexed
+    from raymtl.run import choose
     from raymtl.saving import read_config
-    from raymtl.scoring import choose
 
     found = choose(where, which)
     config, schema = read_config(found)

@@ -1,5 +1,6 @@
 """`raymtl train`: a config to a trained run."""
 
+import json
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,10 @@ from raymtl_jobs.output import INTERRUPTED, say, say_result, show_config, show_m
 Resume = Annotated[
     str | None, typer.Option(metavar="RUN", help="Go on with this run folder, under its config.")
 ]
+InitFrom = Annotated[
+    str | None,
+    typer.Option(metavar="RUN", help="Start from this run's or checkpoint's weights."),
+]
 OptionalName = Annotated[
     str | None,
     typer.Argument(metavar="CONFIG", help="A shipped name or a YAML file; not with --resume."),
@@ -23,6 +28,7 @@ def train(
     config: OptionalName = None,
     overrides: Overrides = None,
     resume: Resume = None,
+    init_from: InitFrom = None,
     address: Address = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -30,6 +36,8 @@ def train(
     given = [*([config] if config else []), *(overrides or [])]
     if address is not None:
         given.append(f"launch.address={address}")
+    if init_from is not None:
+        given.append(f"init_from={json.dumps(init_from)}")
     from raymtl.run import located
 
     resolved = located(of_run(resume, given) if resume else of_config(given))

@@ -135,7 +135,7 @@ def train(
         grads = tables.collect(rows)
         optimizer.add_l2(grads)
         norms.append(float(collectives.sum_(optimizer.squared_norm(grads))))
-        optimizer.step(grads, scale=min(1.0, clip / norms[-1] ** 0.5), lr=0.05)
+        optimizer.step(grads, scale=min(1.0, clip / norms[-1] ** 0.5), factor=1.0)
     return norms
 
 
@@ -145,7 +145,7 @@ def trained(
     """Final state of tables trained with an optimizer section, plus "norms"."""
     make = LocalTables if kind == "local" else ShardedTables
     tables = make(SPECS, section(replicate_rows), seed=3)
-    optimizer = optimizers.build(RowOptimizerSection.model_validate(rows), tables)
+    optimizer = optimizers.build(RowOptimizerSection.model_validate({"lr": 0.05} | rows), tables)
     norms = train(tables, optimizer, num_steps, clip=5.0)
     state = {key: tensor.numpy().copy() for key, tensor in tables.state().items()}
     return state | {"norms": np.array(norms)}
@@ -183,7 +183,7 @@ def update_row_3_once(optimizer: str, replicate_rows: int) -> dict[str, np.ndarr
     specs = table_specs(ONE_ITEM, InputShape.of(layout, 2, task_specific=False))
     tables = ShardedTables(specs, section(replicate_rows, num_buckets=2), seed=0)
     rows_optimizer = optimizers.build(
-        RowOptimizerSection.model_validate({"name": optimizer}), tables
+        RowOptimizerSection.model_validate({"name": optimizer, "lr": 0.5}), tables
     )
     for store in tables.stores:
         store.values.fill_(1)
@@ -192,13 +192,13 @@ def update_row_3_once(optimizer: str, replicate_rows: int) -> dict[str, np.ndarr
     views = assemble(rows, batch, layout, 1, 2).views_BVFD
     ((collectives.rank() + 1.0) * views[..., 0].sum()).backward()
     grads = tables.collect(rows)
-    rows_optimizer.step(grads, scale=1.0, lr=0.5)
+    rows_optimizer.step(grads, scale=1.0, factor=1.0)
     return {key: tensor.numpy().copy() for key, tensor in tables.state().items()}
 
 
 def trained_state_and_reload(replicate_rows: int) -> dict[str, np.ndarray]:
     """Trains, loads the state into fresh tables of another seed, returns the fresh ones' state."""
-    section_ = RowOptimizerSection.model_validate({"name": "lazy_adam"})
+    section_ = RowOptimizerSection.model_validate({"name": "lazy_adam", "lr": 0.05})
     tables = ShardedTables(SPECS, section(replicate_rows), seed=3)
     train(tables, optimizers.build(section_, tables), 3, clip=5.0)
     fresh = ShardedTables(SPECS, section(replicate_rows), seed=4)

@@ -59,6 +59,23 @@ def test_one_two_and_three_ranks_train_alike(log: str, rows: str) -> None:
             torch.testing.assert_close(others[key], tensor, rtol=5e-3, atol=5e-4, msg=key)
 
 
+def test_ranks_start_alike_from_another_runs_weights(log: str) -> None:
+    first = run_ranks(train_on_rank, 2, small_config(log, "name=first", "train.max_steps=9"))
+    start = f"init_from={final_checkpoint(first[0]['run']).folder.url}"
+    rates = "optimizer.rows.lr_by_table={item: 0.3, user: 0.0}"
+    losses = {}
+    for world_size in (1, 2, 3):
+        values = small_config(log, f"name=second-{world_size}", start, rates, "train.max_steps=9")
+        results = run_ranks(train_on_rank, world_size, values)
+        losses[world_size] = results[0]["losses"]
+        weights = weights_of(final_checkpoint(results[0]["run"]))
+        still = weights_of(final_checkpoint(first[0]["run"]))["user/values"]
+        assert torch.equal(weights["user/values"], still)
+    for world_size in (2, 3):
+        for step, wanted in losses[1].items():
+            assert losses[world_size][step] == pytest.approx(wanted, rel=2e-4, abs=2e-6)
+
+
 def test_every_row_is_trained_once_an_epoch(log: str) -> None:
     values = small_config(log, "name=once", "train.num_epochs=2")
     results = run_ranks(train_on_rank, 3, values)

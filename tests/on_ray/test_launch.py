@@ -46,50 +46,47 @@ def undisturbed(log: str) -> dict[str, Any]:
 
 
 class Disturber:
-    """Shows lines, and signals one worker once the run has its first checkpoint."""
+    """Shows lines, and signals a worker of each start of the run when a checkpoint is there."""
 
-    def __init__(self, run: Path, rank: int, what: signal.Signals):
-        self.run, self.rank, self.what = run, rank, what
+    def __init__(self, run: Path, *plan: tuple[int, int, signal.Signals]):
+        """`plan`: for each start (rank, step of the checkpoint waited for, signal)."""
+        self.run, self.plan = run, plan
         self.lines: list[str] = []
-        self.signalled_at: float | None = None
+        self.starts = self.signalled = 0
 
     def __call__(self, line: str) -> None:
         self.lines.append(line)
-        found = re.match(rf"rank {self.rank} of \d+: process (\d+)", line)
-        if found and self.signalled_at is None:
-            threading.Thread(target=self._wait_and_signal, args=(int(found[1]),)).start()
+        found = re.match(r"rank (\d+) of \d+: process (\d+)", line)
+        if not found or self.starts == len(self.plan):
+            return
+        rank, step, what = self.plan[self.starts]
+        if int(found[1]) == rank:
+            self.starts += 1
+            waiting = (int(found[2]), step, what)
+            threading.Thread(target=self._wait_and_signal, args=waiting).start()
 
-    def _wait_and_signal(self, process: int) -> None:
-        manifest = self.run / "checkpoints" / "step-00000020" / "manifest.json"
+    def _wait_and_signal(self, process: int, step: int, what: signal.Signals) -> None:
+        manifest = self.run / "checkpoints" / f"step-{step:08}" / "manifest.json"
         while not manifest.exists():
             time.sleep(0.005)
-        self.signalled_at = time.monotonic()
-        os.kill(process, self.what)
+        os.kill(process, what)
+        self.signalled += 1
 
 
-def test_a_killed_worker_costs_nothing_but_time(log: str, undisturbed: dict[str, Any]) -> None:
-    made = config(log, "name=killed")
-    run = Path(made.storage, made.name)
-    disturber = Disturber(run, 0, signal.SIGKILL)
+def test_a_killed_worker_and_then_a_hung_one_cost_nothing_but_time(
+    log: str, undisturbed: dict[str, Any]
+) -> None:
+    made = config(log, "name=disturbed", "failure.hang_timeout_s=8")
+    plan = (0, 20, signal.SIGKILL), (1, 40, signal.SIGSTOP)
+    disturber = Disturber(Path(made.storage, made.name), *plan)
     result = launch.train(made, show=disturber)
-    assert disturber.signalled_at is not None
-    assert any(line.startswith("going on from step") for line in disturber.lines)
+    assert disturber.signalled == 2
+    assert sum(line.startswith("going on from step") for line in disturber.lines) == 2
     assert result["state"] == undisturbed["state"]
     assert bytes_of(result["run"]) == bytes_of(undisturbed["run"])
     assert [line["step"] for line in read_lines(result["run"])] == [
         line["step"] for line in read_lines(undisturbed["run"])
     ]
-
-
-def test_a_hung_worker_is_a_failure_after_the_timeout(
-    log: str, undisturbed: dict[str, Any]
-) -> None:
-    made = config(log, "name=hung", "failure.hang_timeout_s=8")
-    disturber = Disturber(Path(made.storage, made.name), 1, signal.SIGSTOP)
-    result = launch.train(made, show=disturber)
-    assert disturber.signalled_at is not None
-    assert any(line.startswith("going on from step") for line in disturber.lines)
-    assert bytes_of(result["run"]) == bytes_of(undisturbed["run"])
 
 
 def test_a_registered_model_goes_on_with_more_epochs_and_another_number_of_workers(

@@ -236,11 +236,13 @@ def test_a_split_by_time_starts_each_part_at_its_border(raw: tuple) -> None:
     folder, rows = raw
     only_new = override(parse_yaml(CONFIG, "test"), [f"data_root={folder}"])
     only_new["sources"] = only_new["sources"][1:]
-    only_new["split"] = {"by": "time", "column": "date", "valid_from": 4, "test_from": 6}
+    borders = {"train_from": 2, "valid_from": 4, "test_from": 6}
+    only_new["split"] = {"by": "time", "column": "date"} | borders
     prepare(parse(PrepareConfig, only_new, "test"), str(folder / "by_time"))
     dates = [r["date"] for r in rows if r["source"] == "new"]
     found = json.loads((folder / "by_time" / "statistics.json").read_text())["splits"]
-    assert found["train"]["rows"] == sum(d < 4 for d in dates)
+    assert found["pretrain"]["rows"] == sum(d < 2 for d in dates) > 0
+    assert found["train"]["rows"] == sum(2 <= d < 4 for d in dates) > 0
     assert found["valid"]["rows"] == sum(4 <= d < 6 for d in dates)
     assert found["test"]["rows"] == sum(d >= 6 for d in dates)
 

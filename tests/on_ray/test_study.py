@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers.logs import small_log
 from helpers.studies import small_study
 from raymtl.errors import RankFailed
+from raymtl.run import Run, choose
 from raymtl.study.conduct import conduct
 
 
@@ -47,3 +49,26 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(folder: str) -> None:
         conduct(small_study(folder, name="failing", models=[good, bad], search={}))
     runs = Path(folder, "studies", "failing", "runs")
     assert sorted(p.parent.name[:3] for p in runs.glob("*/result.json")) == ["bot"]
+
+
+def test_runs_start_from_one_pretraining_a_model_and_seed(folder: str) -> None:
+    pretrain = {"optimizer": {"rows": {"lr": 0.5}}, "data": {"valid": None}}
+    keys = {"optimizer.rows.lr": [1e-9], "train.num_epochs": [1, 2]}
+    model = small_study(folder).models[0].model_dump()
+    study = small_study(folder, name="two", models=[model], pretrain=pretrain, search=keys)
+    conduct(study, show=lambda line: None)
+    runs = {path.name: Run(str(path)) for path in Path(folder, "studies", "two", "runs").iterdir()}
+    first = {name: run for name, run in runs.items() if "pretrained" in name}
+    assert sorted(name[-2:] for name in first) == ["-1", "-2"]
+    assert len(runs) == 2 + 2 + 1  # pretrained, searched with the first seed, the other seed
+    for name, run in runs.items():
+        if name in first:
+            continue
+        before = first[run.read_config().init_from.split("/")[-3]]
+        rows, taken = (choose(r.url, "last").tables() for r in (run, before))
+        schema = run.read_schema()
+        for table in schema.table_names:
+            size = schema.table(table).num_rows
+            now, then = (r.read(f"{table}/values", size, 0, 1024) for r in (rows, taken))
+            assert then.abs().max() > 0.05, "it did learn"
+            torch.testing.assert_close(now, then, rtol=0, atol=1e-6)

@@ -15,7 +15,7 @@ from helpers.training import small_config, train_on_rank
 from raymtl import checkpoint
 from raymtl.checkpoint import Checkpoint, to_delete
 from raymtl.errors import DamagedCheckpoint, InputError
-from raymtl.scoring import choose
+from raymtl.run import choose
 from raymtl.shards import ShardFile
 from raymtl.storage import Folder
 

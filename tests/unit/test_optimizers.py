@@ -39,7 +39,14 @@ def random_gradients(step: int) -> tuple[list[int], np.ndarray]:
 def run(name: str, num_steps: int, l2: float = 0.0, scale: float = 1.0) -> tuple[dict, list]:
     tables = OneStore()
     section = RowOptimizerSection.model_validate(
-        {"name": name, "l2": l2, "initial_accumulator": 0.2, "eps": 1e-3, "betas": (0.8, 0.95)}
+        {
+            "name": name,
+            "lr": 0.1,
+            "l2": l2,
+            "initial_accumulator": 0.2,
+            "eps": 1e-3,
+            "betas": (0.8, 0.95),
+        }
     )
     optimizer = optimizers.build(section, tables)
     norms = []
@@ -47,7 +54,7 @@ def run(name: str, num_steps: int, l2: float = 0.0, scale: float = 1.0) -> tuple
         grads = tables.gradients(*random_gradients(step))
         optimizer.add_l2(grads)
         norms.append(optimizer.squared_norm(grads).item())
-        optimizer.step(grads, scale=scale, lr=0.1)
+        optimizer.step(grads, scale=scale, factor=1.0)
     return {k: t.numpy() for k, t in tables.stores[0].tensors.items()}, norms
 
 
@@ -137,16 +144,16 @@ def test_dense_adam_moves_a_row_that_no_batch_holds_and_the_others_do_not() -> N
 @pytest.mark.parametrize("name", ["rowwise_adagrad", "lazy_adam"])
 def test_an_untouched_view_of_a_touched_row_keeps_its_values_and_state(name: str) -> None:
     tables = OneStore()
-    section = RowOptimizerSection.model_validate({"name": name, "l2": 0.1})
+    section = RowOptimizerSection.model_validate({"name": name, "lr": 0.1, "l2": 0.1})
     optimizer = optimizers.build(section, tables)
     warm = tables.gradients([2], np.ones((1, V, D)))
-    optimizer.step(warm, scale=1.0, lr=0.1)
+    optimizer.step(warm, scale=1.0, factor=1.0)
     before = {k: t.clone() for k, t in tables.stores[0].tensors.items()}
     grads_nVD = np.ones((1, V, D))
     grads_nVD[0, 1] = 0
     grads = tables.gradients([2], grads_nVD)
     optimizer.add_l2(grads)
-    optimizer.step(grads, scale=1.0, lr=0.1)
+    optimizer.step(grads, scale=1.0, factor=1.0)
     for key, tensor in tables.stores[0].tensors.items():
         views, was = (t[2].view(V, -1) for t in (tensor, before[key]))
         assert torch.equal(views[1], was[1]), key

@@ -15,7 +15,8 @@ from raymtl.config import LaunchSection
 from raymtl.data.log import LOG_ROW, LogIndex
 from raymtl.preflight import indexed
 from raymtl.progress import Show
-from raymtl.scoring import choose, predict
+from raymtl.run import choose
+from raymtl.scoring import predict
 from raymtl.storage import Folder
 
 DONE = "_result.json"

@@ -164,7 +164,7 @@ def check_splits(rows: dict[str, int], config: PrepareConfig) -> None:
             kind = "parts" if isinstance(config.split, SourceSplit) else "borders"
             raise InputError(
                 f"the {name} split has no rows",
-                ", ".join(f"{n} {rows[n]:,}" for n in ("train", "valid", "test", "dropped")),
+                ", ".join(f"{n} {rows[n]:,}" for n in (*config.split_names, "dropped")),
                 f"at least one row in {', '.join(config.split_names)}",
                 f"mend the split's {kind}",
             )

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymtl.data import scratch, values
-from raymtl.data.prepare_config import SPLITS, PrepareConfig
+from raymtl.data.prepare_config import FITTED_ON, SPLITS, PrepareConfig
 from raymtl.data.raw import Share
 from raymtl.data.rows import Recipe, Rows, stream
 from raymtl.data.split import Places
@@ -90,7 +90,7 @@ def fit_share(
         for f in recipe.config.log_schema.features:
             if isinstance(f, NumericFeature) and f.standardise and f.mean is None:
                 numbers = values.numbers(part.table.column(f.source), f, part.origin)
-                mine = Moments.of(numbers[part.split_n == 0])
+                mine = Moments.of(numbers[_fitted_on(part)])
                 moments.setdefault(f.name, Moments()).add(mine)
     scratch.write_counts(recipe.scratch, share.number, counter.sum(), recipe.num_buckets)
     return {
@@ -110,7 +110,7 @@ def _check(part: Rows, config: PrepareConfig) -> None:
 
 
 def _count(part: Rows, recipe: Recipe, counter: Counter) -> None:
-    config, train = recipe.config, part.split_n == 0
+    config, train = recipe.config, _fitted_on(part)
     numbers = {what: n for n, what in enumerate(lists_of(config))}
     training = part.table.filter(pa.array(train))
     for f in config.log_schema.features:
@@ -132,6 +132,11 @@ def _count(part: Rows, recipe: Recipe, counter: Counter) -> None:
             if ("users", name) in numbers:
                 mine = users.filter(pa.array(part.split_n == number))
                 counter.add_values(numbers["users", name], mine)
+
+
+def _fitted_on(part: Rows) -> np.ndarray:
+    """Boolean (n,): rows that transforms are fitted on."""
+    return np.isin(part.split_n, [SPLITS.index(name) for name in FITTED_ON])
 
 
 def _sampled(part: Rows, recipe: Recipe) -> np.ndarray:

@@ -15,7 +15,9 @@ from raymtl.data.history_config import (
 from raymtl.errors import InputError
 from raymtl.schema import LogSchema, NumericFeature
 
-SPLITS = ("train", "valid", "test")
+SPLITS = ("train", "valid", "test", "pretrain")
+FITTED_ON = ("train", "pretrain")
+"""Splits whose rows make vocabularies, moments and borders."""
 Value = int | float | str
 
 
@@ -104,6 +106,13 @@ class SourceSplit(Section):
     row is dropped and counted."""
     valid: list[Part] = []
     test: list[Part] = []
+    pretrain: list[Part] = []
+    """Older rows, a log of their own for a first training that others start from (`init_from`)."""
+
+    @property
+    def parts(self) -> list[Part]:
+        """Those of all splits."""
+        return [part for name in SPLITS for part in getattr(self, name)]
 
 
 class TimeSplit(Section):
@@ -114,6 +123,8 @@ class TimeSplit(Section):
     """First value of the validation part; all before is train."""
     test_from: Value | None = None
     """First value of the test part; null makes none."""
+    train_from: Value | None = None
+    """First value of the training part, all before being the pretrain part; null makes none."""
 
 
 class OrderSplit(Section):
@@ -191,9 +202,8 @@ class PrepareConfig(Section):
             if len(set(names)) < len(names):
                 raise InputError(f"two {what} have one name", str(names), "each once", "rename one")
         if isinstance(self.split, SourceSplit):
-            parts = [*self.split.train, *self.split.valid, *self.split.test]
             known = {s.name for s in self.sources}
-            _refuse_unknown("split", {p.source for p in parts}, known, "source")
+            _refuse_unknown("split", {p.source for p in self.split.parts}, known, "source")
         tables = set(self.log_schema.table_names)
         _refuse_unknown("vocabularies.min_count", set(self.vocabularies.min_count), tables, "table")
         return self
@@ -219,14 +229,14 @@ class PrepareConfig(Section):
     @property
     def split_names(self) -> list[str]:
         """The splits this config makes; train is the first."""
-        if isinstance(self.split, SourceSplit):
-            return [n for n in SPLITS if n == "train" or getattr(self.split, n)]
-        no_test = (
-            not self.split.test
-            if isinstance(self.split, OrderSplit)
-            else (self.split.test_from is None)
-        )
-        return list(SPLITS[:2] if no_test else SPLITS)
+        match self.split:
+            case SourceSplit():
+                return [n for n in SPLITS if n == "train" or getattr(self.split, n)]
+            case TimeSplit():
+                made = {"test": self.split.test_from, "pretrain": self.split.train_from}
+                return [n for n in SPLITS if made.get(n, True) is not None]
+            case OrderSplit():
+                return list(SPLITS[: 3 if self.split.test else 2])
 
     def min_count(self, table: str) -> int:
         """Times a value of this table must occur to get a row."""
@@ -277,8 +287,7 @@ class PrepareConfig(Section):
         elif isinstance(self.split, OrderSplit):
             names.append(self.split.per)
         else:
-            parts = [*self.split.train, *self.split.valid, *self.split.test]
-            names += [p.column for p in parts]
+            names += [p.column for p in self.split.parts]
         return list(dict.fromkeys(n for n in names if n))
 
 

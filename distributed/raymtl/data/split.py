@@ -122,11 +122,18 @@ def _by_time(table: pa.Table, origin: Origin, split: TimeSplit) -> np.ndarray:
             "use `by: source` for sources without time, or mend the file",
         )
     out = np.zeros(table.num_rows, np.int8)
-    for border in (split.valid_from, split.test_from):
+    for border, name in ((split.valid_from, "valid"), (split.test_from, "test")):
         if border is not None:
-            reached = pc.greater_equal(column, _like(border, column.type, split.column, "split"))
-            out += reached.to_numpy(zero_copy_only=False)
+            out[_reached(column, border, split.column)] = SPLITS.index(name)
+    if split.train_from is not None:
+        out[~_reached(column, split.train_from, split.column)] = SPLITS.index("pretrain")
     return out
+
+
+def _reached(column: pa.Array, border: Value, name: str) -> np.ndarray:
+    """Boolean (n,): values from a border on."""
+    at_least = pc.greater_equal(column, _like(border, column.type, name, "split"))
+    return at_least.to_numpy(zero_copy_only=False)
 
 
 def _by_order(

@@ -35,8 +35,12 @@ class RowOptimizer(Protocol):
         """
         ...
 
-    def step(self, grads: RowGradients, scale: float, lr: float) -> None:
-        """Moves the rows by `scale` times the gradients (scale: 1, or the clipping factor)."""
+    def step(self, grads: RowGradients, scale: float, factor: float) -> None:
+        """Moves the rows by `scale` times the gradients (scale: 1, or the clipping factor).
+
+        Args:
+            factor: of the learning rates, from the schedule.
+        """
         ...
 
 
@@ -44,6 +48,31 @@ def build(config: RowOptimizerSection, tables: Stores) -> RowOptimizer:
     """Makes the named optimizer and adds its state to the tables."""
     classes = {"rowwise_adagrad": RowwiseAdagrad, "lazy_adam": LazyAdam, "dense_adam": DenseAdam}
     return classes[config.name](config, tables)
+
+
+class Rates:
+    """The learning rate of each row: one for all, or one a table."""
+
+    def __init__(self, config: RowOptimizerSection, tables: Stores):
+        self.lr = config.lr
+        self._of_store: dict[int, tuple[Tensor, Tensor]] = {}
+        for store in tables.stores if config.lr_by_table else ():
+            device, names = store.values.device, list(store.first_rows)
+            starts = torch.tensor(list(store.first_rows.values()), device=device)
+            rates = [config.lr_by_table.get(name, config.lr) for name in names]
+            self._of_store[id(store)] = starts, torch.tensor(rates, device=device)
+
+    def of(self, part: RowPart, factor: float) -> Tensor | float:
+        """Of a part's rows, (n, 1), or one number for all of them."""
+        if not self._of_store:
+            return self.lr * factor
+        starts, rates = self._of_store[id(part.store)]
+        index_n = part.index_n
+        if index_n is None:
+            index_n = torch.arange(part.start, part.stop, device=starts.device)
+        # Of tables that start at one row all but the last are empty here.
+        table_n = torch.searchsorted(starts, index_n, right=True) - 1
+        return rates[table_n].unsqueeze(1) * factor
 
 
 class RowwiseAdagrad:
@@ -55,7 +84,7 @@ class RowwiseAdagrad:
     num_steps = 0
 
     def __init__(self, config: RowOptimizerSection, tables: Stores):
-        self.config = config
+        self.config, self.rates = config, Rates(config, tables)
         for store in tables.stores:
             store.add_state("sum_of_squares", 1, config.initial_accumulator)
 
@@ -65,7 +94,7 @@ class RowwiseAdagrad:
     def squared_norm(self, grads: RowGradients) -> Tensor:
         return _squared_norm(grads)
 
-    def step(self, grads: RowGradients, scale: float, lr: float) -> None:
+    def step(self, grads: RowGradients, scale: float, factor: float) -> None:
         # An untouched view has gradient 0: adding 0 to both needs no mask.
         for part in grads:
             index_n, (_, width) = part.index_n, part.shape_VD
@@ -74,9 +103,13 @@ class RowwiseAdagrad:
             sums_nV = sums.index_select(0, index_n)
             sums_nV += (part.squares_nV * (scale**2 / width)).to(sums.dtype)
             sums.index_copy_(0, index_n, sums_nV)
-            factor_nV = scale / (sums_nV.sqrt_() + self.config.eps)
-            part.grads_nVD.mul_(factor_nV.unsqueeze(-1))
-            part.store.values.index_add_(0, index_n, part.grads, alpha=-lr)
+            scale_nV = scale / (sums_nV.sqrt_() + self.config.eps)
+            part.grads_nVD.mul_(scale_nV.unsqueeze(-1))
+            rate = self.rates.of(part, factor)
+            if isinstance(rate, Tensor):
+                part.grads.mul_(rate)
+                rate = 1.0
+            part.store.values.index_add_(0, index_n, part.grads, alpha=-rate)
 
 
 class LazyAdam:
@@ -85,7 +118,7 @@ class LazyAdam:
     num_steps = 0
 
     def __init__(self, config: RowOptimizerSection, tables: Stores):
-        self.config = config
+        self.config, self.rates = config, Rates(config, tables)
         for store in tables.stores:
             store.add_state("exp_avg", tables.width)
             store.add_state("exp_avg_sq", tables.width)
@@ -97,11 +130,11 @@ class LazyAdam:
     def squared_norm(self, grads: RowGradients) -> Tensor:
         return _squared_norm(grads)
 
-    def step(self, grads: RowGradients, scale: float, lr: float) -> None:
+    def step(self, grads: RowGradients, scale: float, factor: float) -> None:
         for part in grads:
-            self._update(part, scale, lr)
+            self._update(part, scale, factor)
 
-    def _update(self, part: RowPart, scale: float, lr: float) -> None:
+    def _update(self, part: RowPart, scale: float, factor: float) -> None:
         # An untouched view has gradient 0, so decaying it by 1 and moving it at rate 0 leaves every
         # bit as it was: cheaper than picking views out.
         index_n, touched_nV, shape = part.index_n, part.touched_nV, part.grads_nVD.shape
@@ -117,7 +150,7 @@ class LazyAdam:
         states["exp_avg"].index_copy_(0, index_n, mean.flatten(1))
         states["exp_avg_sq"].index_copy_(0, index_n, square.flatten(1))
         updates_nV = count_nV.clamp_(min=1).to(torch.float64)
-        rate_nV = lr * touched_nV / (1 - beta1**updates_nV)
+        rate_nV = self.rates.of(part, factor) * touched_nV / (1 - beta1**updates_nV)
         root_nV = (1 - beta2**updates_nV).sqrt()
         square.sqrt_().div_(root_nV.float().unsqueeze(-1)).add_(self.config.eps)
         mean.mul_(rate_nV.float().unsqueeze(-1)).div_(square)
@@ -133,7 +166,7 @@ class DenseAdam:
     """torch.optim.Adam over whole tables, operation by operation, weight_decay being l2."""
 
     def __init__(self, config: RowOptimizerSection, tables: Stores):
-        self.config = config
+        self.config, self.rates = config, Rates(config, tables)
         self.num_steps = 0
         for store in tables.stores:
             store.add_state("exp_avg", tables.width)
@@ -147,10 +180,10 @@ class DenseAdam:
     def squared_norm(self, grads: RowGradients) -> Tensor:
         return _squared_norm(grads)
 
-    def step(self, grads: RowGradients, scale: float, lr: float) -> None:
+    def step(self, grads: RowGradients, scale: float, factor: float) -> None:
         self.num_steps += 1
         beta1, beta2 = self.config.betas
-        rate = lr / (1 - beta1**self.num_steps)
+        unbiased = factor / (1 - beta1**self.num_steps)
         root = (1 - beta2**self.num_steps) ** 0.5
         for part in grads:
             part.make_dense()
@@ -161,7 +194,12 @@ class DenseAdam:
             gradient = part.grads.mul_(scale)
             mean.lerp_(gradient, 1 - beta1)
             square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            values.addcdiv_(mean, (square.sqrt() / root).add_(self.config.eps), value=-rate)
+            root_n = (square.sqrt() / root).add_(self.config.eps)
+            rate = self.rates.of(part, unbiased)
+            if isinstance(rate, Tensor):
+                values.sub_((mean / root_n).mul_(rate))
+            else:
+                values.addcdiv_(mean, root_n, value=-rate)
 
 
 def _add_l2_to_touched(grads: RowGradients, l2: float) -> None:

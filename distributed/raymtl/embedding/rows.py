@@ -18,6 +18,8 @@ class RowStore:
     values: Tensor
     """float32 (n, views * D)."""
     views: int
+    first_rows: dict[str, int] = field(default_factory=dict)
+    """Table -> the first of its rows here; tables lie one behind the other."""
     states: dict[str, Tensor] = field(default_factory=dict)
     """State name -> (n, k), k a multiple of `views`, view after view."""
 

@@ -75,7 +75,9 @@ class ShardedTables:
         )
         self.stores = tuple(
             RowStore(
-                torch.empty(p.num_rows(self.rank), g[0].width_floats, device=device), g[0].views
+                torch.empty(p.num_rows(self.rank), g[0].width_floats, device=device),
+                g[0].views,
+                {name: place.start for name, place in p.places(self.rank).items()},
             )
             for p, g in zip(self._plans, groups, strict=True)
         )

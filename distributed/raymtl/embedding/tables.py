@@ -94,7 +94,8 @@ class LocalTables:
         self.num_buckets = config.num_buckets
         self.bucket_range = (0, config.num_buckets)
         self.stores = tuple(
-            RowStore(torch.empty(s.rows, s.width_floats, device=device), s.views) for s in specs
+            RowStore(torch.empty(s.rows, s.width_floats, device=device), s.views, {s.name: 0})
+            for s in specs
         )
         for spec, store in zip(self.specs, self.stores, strict=True):
             fill_initial(store.values, spec, 0, 1, seed, config.init_std)

@@ -48,7 +48,7 @@ def conduct(study: StudyConfig, address: str | None = None, show: Show = print) 
     one = LaunchSection(address=address, num_workers=1, cpus_per_worker=study.cpus_per_run)
     with session(one):
         study = study.model_copy(update={"parallel": _parallel(study, address)})
-        metrics = _train_all(study, grid, show)
+        metrics = _train_pretrained(study, grid, show)
         choices = _chosen(study, grid, metrics)
         folder.write(CHOICES, json.dumps(choices, indent=1).encode())
         final = [
@@ -56,7 +56,7 @@ def conduct(study: StudyConfig, address: str | None = None, show: Show = print) 
             for model in study.models
             for seed in study.seeds
         ]
-        _train_all(study, final, show)
+        _train_pretrained(study, final, show)
         cells = _score_all(study, final, show)
     cells += [Cell(e.label, e.seed, absolute(e.scores)) for e in study.external]
     config = final[0].config
@@ -79,6 +79,8 @@ def _check(study: StudyConfig, grid: Sequence[PlannedRun]) -> None:
                 "add it; the test log is read once, by the final models",
             )
         job = check(run.config)
+        if run.before is not None:
+            check(run.before.config)
         if number == 0:
             indexed(absolute(study.test), job.schema)
     for external in study.external:
@@ -91,6 +93,15 @@ def _check(study: StudyConfig, grid: Sequence[PlannedRun]) -> None:
                 "a parquet file, or a folder of them",
                 "make them first, or remove it from `external`",
             )
+
+
+def _train_pretrained(
+    study: StudyConfig, runs: Sequence[PlannedRun], show: Show
+) -> list[float | None]:
+    """`_train_all`, after the trainings that these runs start from, each of them once."""
+    before = {run.before.config.name: run.before for run in runs if run.before is not None}
+    _train_all(study, list(before.values()), show)
+    return _train_all(study, runs, show)
 
 
 def _train_all(study: StudyConfig, runs: Sequence[PlannedRun], show: Show) -> list[float | None]:

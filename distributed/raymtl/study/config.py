@@ -8,6 +8,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from raymtl.config import Section
 from raymtl.errors import InputError
 
+PRETRAIN = "pretrain."
+"""Begins a searched key of the pretraining."""
+
 
 class StudyModel(Section):
     label: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
@@ -46,13 +49,17 @@ class StudyConfig(Section):
     base: dict[str, Any]
     """Values of a training config that all models share: data, embedding, optimizer, train,
     validation. Name, storage and seed are the study's."""
+    pretrain: dict[str, Any] | None = None
+    """Values over those of a run, for a training of its own that the run starts from (`init_from`):
+    another log, rates or length. Null starts runs from initial values."""
     test: str
     """URL of the log that each final model scores once."""
     models: list[StudyModel] = Field(min_length=1)
     seeds: list[NonNegativeInt] = Field(default=[1, 2, 3], min_length=1)
     search: dict[str, list[Any]] = {}
     """Dotted key -> values. Every model is trained at every point of this grid with the first seed,
-    and goes on with the point of the best validation metric; empty searches nothing."""
+    and goes on with the point of the best validation metric; empty searches nothing. Keys that
+    start with `pretrain.` are of the training before."""
     external: list[External] = []
     compare: CompareSection = CompareSection()
     cpus_per_run: PositiveInt = 1
@@ -66,7 +73,7 @@ class StudyConfig(Section):
         labels += [f"{e.label} seed {e.seed}" for e in self.external]
         labels += sorted({e.label for e in self.external})
         doubles = sorted({name for name in labels if labels.count(name) > 1})
-        kept = sorted({"name", "storage", "seed"} & self.base.keys())
+        kept = sorted({"name", "storage", "seed", "init_from"} & self.base.keys())
         if doubles:
             raise InputError("two models have one label", ", ".join(doubles), "each once", "rename")
         if len(set(self.seeds)) < len(self.seeds):
@@ -85,6 +92,13 @@ class StudyConfig(Section):
                     ", ".join(empty),
                     "one value or more",
                     "add some, or remove the key",
+                )
+            if self.pretrain is None and (lost := [k for k in grid if k.startswith(PRETRAIN)]):
+                raise InputError(
+                    "a key of the search is of a pretraining that the study has not",
+                    ", ".join(lost),
+                    "a `pretrain` section, or keys of the runs themselves",
+                    "add `pretrain: {data: {train: LOG}}`, or remove the key",
                 )
         return self
 

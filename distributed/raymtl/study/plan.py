@@ -3,14 +3,14 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raymtl.config import TrainConfig, parse
 from raymtl.models import registry
-from raymtl.run import located
+from raymtl.run import Run, located
 from raymtl.storage import absolute
-from raymtl.study.config import StudyConfig, StudyModel
+from raymtl.study.config import PRETRAIN, StudyConfig, StudyModel
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class PlannedRun:
     point: tuple[tuple[str, Any], ...]
     """Dotted key and value."""
     config: TrainConfig
+    before: "PlannedRun | None" = None
+    """The pretraining that it starts from."""
 
     @property
     def seed(self) -> int:
@@ -53,20 +55,33 @@ def searched(study: StudyConfig) -> list[PlannedRun]:
 def planned(
     study: StudyConfig, model: StudyModel, point: Mapping[str, Any], seed: int
 ) -> PlannedRun:
-    """One run of a study, its config checked and its name found."""
+    """One run of a study, and the pretraining it starts from; configs checked and names found."""
+    earlier = {key: value for key, value in point.items() if key.startswith(PRETRAIN)}
+    own = {key: value for key, value in point.items() if key not in earlier}
     values = merged(study.base, model.values)
-    for key, value in point.items():
+    for key, value in own.items():
         _set(values, key, value)
+    before = None
+    if study.pretrain is not None:
+        first = merged(merged(study.base, model.values), study.pretrain)
+        for key, value in earlier.items():
+            _set(first, key.removeprefix(PRETRAIN), value)
+        before = _named(study, f"{model.label}-pretrained", earlier, first, seed)
+        values["init_from"] = Run.of(before.config).url
+    return replace(_named(study, model.label, point, values, seed), before=before)
+
+
+def _named(
+    study: StudyConfig, label: str, point: Mapping[str, Any], values: dict[str, Any], seed: int
+) -> PlannedRun:
     values["seed"] = seed
-    source = f"model {model.label} of the study"
+    source = f"model {label} of the study"
     config = parse(TrainConfig, values, source)
     own = registry.parse(config.model).model_dump(mode="json")
     values = config.model_dump(mode="json") | {"model": own}
     values["storage"] = f"{folder_of(study)}/runs"
-    values["name"] = f"{model.label.replace('+', '_')}-{_digest(values)}-{seed}"
-    return PlannedRun(
-        model.label, tuple(point.items()), located(parse(TrainConfig, values, source))
-    )
+    values["name"] = f"{label.replace('+', '_')}-{_digest(values)}-{seed}"
+    return PlannedRun(label, tuple(point.items()), located(parse(TrainConfig, values, source)))
 
 
 def merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

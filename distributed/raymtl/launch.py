@@ -178,9 +178,11 @@ def reader_on_ray(prefetch_chunks: int) -> Read:
 
     def read(stream: Stream) -> Iterator[Batch]:
         store = ray.cluster_resources().get("object_store_memory", 0.0)
+        wanted = ingest.in_flight_bytes(stream.order, stream.layout, prefetch_chunks)
+        most = store * STORE_FOR_DATA / stream.span.world_size
         share = ingest.Share(
             cpus=DATA_CPUS_PER_WORKER,
-            object_store_bytes=store * STORE_FOR_DATA / stream.span.world_size or None,
+            object_store_bytes=min(wanted, most) or None,
             node_id=ray.get_runtime_context().get_node_id(),
         )
         return ingest.iterate(ingest.dataset(stream, share).iterator(), stream, prefetch_chunks)

@@ -25,7 +25,9 @@ def study(
     if dry_run:
         show_config(made)
         finals = len(made.models) * len(made.seeds)
-        say(f"would search {len(grid)} runs, train {finals} final ones, and compare in {folder}")
+        first = " (and pretrain for each model and seed)" if made.pretrain is not None else ""
+        say(f"would search {len(grid)} runs, train {finals} final ones{first}")
+        say(f"and compare them in {folder}")
         return
     from raymtl.study.conduct import conduct
 

@@ -64,7 +64,7 @@ def test_runs_start_from_one_pretraining_a_model_and_seed(folder: str) -> None:
     for name, run in runs.items():
         if name in first:
             continue
-        before = first[run.read_config().init_from.split("/")[-3]]
+        before = first[(run.read_config().init_from or "").split("/")[-3]]
         rows, taken = (choose(r.url, "last").tables() for r in (run, before))
         schema = run.read_schema()
         for table in schema.table_names:

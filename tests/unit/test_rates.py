@@ -61,6 +61,15 @@ def test_a_rate_by_hand(tmp_path: Path) -> None:
     ]
 
 
+def test_without_a_label_a_rate_is_how_often_the_key_was_seen_before(tmp_path: Path) -> None:
+    write_log(tmp_path, by_hand())
+    seen = {"name": "seen", "key": ["user", "shop"], "period": "day"}
+    found = made(config_of(tmp_path, sequences=None, rates=[seen]))
+    wanted = [0, 0, 2, 2, 0, 4, 1]  # the unobserved view was seen all the same
+    assert [row["seen"] for row in found] == [pytest.approx(math.log1p(n)) for n in wanted]
+    assert "seen_count" not in found[0]
+
+
 def test_a_log_in_which_the_own_day_would_tell_shows_the_leak(tmp_path: Path) -> None:
     rows = by_hand()
     write_log(tmp_path, rows)
@@ -132,6 +141,14 @@ def test_rows_without_a_period_after_rows_with_one_are_refused(tmp_path: Path) -
         made(config_of(tmp_path, sequences=None, sources=sources))
 
 
+def test_rows_without_a_period_are_refused_late_without_a_label_too(tmp_path: Path) -> None:
+    rows = by_hand()
+    write_log(tmp_path, [{**rows[0], "source": "new"}, *rows[1:]])
+    seen = {"name": "seen", "key": "user", "period": "day"}
+    with pytest.raises(InputError, match="rows without a period"):
+        made(config_of(tmp_path, sequences=None, rates=[seen]))
+
+
 def test_priors_are_the_rates_of_all_earlier_periods() -> None:
     shares = [[[1, 1.0, 2], [3, 5.0, 5]], [[1, 0.0, 2], [2, 3.0, 4]]]
     periods, before = rates.priors(shares)
@@ -149,6 +166,7 @@ def change(**values: Any) -> dict[str, Any]:
         (change(key=["user", "view"]), "key or period of rate user_rate reads an outcome"),
         (change(period="like"), "key or period of rate user_rate reads an outcome"),
         (change(key=[]), "user_rate has no key"),
+        (change(label=None, count=True), "user_rate counts twice"),
         (change(key="usr"), "column usr is missing"),
         (change(label="shop"), "rate user_rate cannot use column shop"),
         (change(period="shop"), "rate user_rate cannot use column shop"),

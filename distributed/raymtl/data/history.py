@@ -125,7 +125,8 @@ def _needs(config: PrepareConfig) -> list[tuple[str, str, str]]:
                 needs.append((f"list {item.name}", item.where.column, NUMBER))
     for rate in config.rates:
         needs += [(f"rate {rate.name}", key, ONE) for key in rate.keys]
-        needs += [(f"rate {rate.name}", rate.label, NUMBER)]
+        if rate.label is not None:
+            needs += [(f"rate {rate.name}", rate.label, NUMBER)]
         needs += [(f"rate {rate.name}", rate.period, ORDERED)]
     return needs
 

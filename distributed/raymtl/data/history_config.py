@@ -99,9 +99,10 @@ class Rate(Section):
     name: str
     key: str | list[str]
     """Column, or columns together, whose equal values share a rate."""
-    label: str
+    label: str | None = None
     """Column of numbers; nulls are unobserved and count nowhere. Other than 0 and 1, the rate is a
-    smoothed mean."""
+    smoothed mean. Without one NAME holds log(1 + earlier rows of the key), whatever came of
+    them."""
     period: str
     """Column of the rows' period (number, date or time): a day, say. A source in which it is null
     throughout is one period before all others."""
@@ -121,15 +122,27 @@ class Rate(Section):
         return self.keys, self.period
 
     @property
+    def columns(self) -> list[str]:
+        """Columns this reads, each once."""
+        return list(dict.fromkeys(c for c in (*self.keys, self.label, self.period) if c))
+
+    @property
     def made(self) -> list[str]:
         """Columns this makes."""
         return [self.name, f"{self.name}_count"] if self.count else [self.name]
 
     @model_validator(mode="after")
-    def _has_a_key(self) -> "Rate":
+    def _is_whole(self) -> "Rate":
         if not self.keys:
             raise InputError(
                 f"rate {self.name} has no key", "[]", "at least one column", "name the user, say"
+            )
+        if self.label is None and self.count:
+            raise InputError(
+                f"rate {self.name} counts twice",
+                "count: true, and no label",
+                "a label, or no `count`: without a label the rate is a count itself",
+                "add the label, or remove count",
             )
         return self
 
@@ -144,7 +157,7 @@ def read_columns(sequences: Sequences | None, rates: list[Rate]) -> list[str]:
     """Columns that lists and rates read, each once."""
     names = sequences.columns() if sequences else []
     for rate in rates:
-        names += [*rate.keys, rate.label, rate.period]
+        names += rate.columns
     return list(dict.fromkeys(names))
 
 

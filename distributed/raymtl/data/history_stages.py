@@ -21,7 +21,7 @@ def deal_share(share: Share, recipe: Recipe, sides: dict[str, pa.Table]) -> dict
     """
     config = recipe.config
     names = [source.name for source in config.sources]
-    needed = list(dict.fromkeys(c for r in config.rates for c in (*r.keys, r.label, r.period)))
+    needed = list(dict.fromkeys(c for rate in config.rates for c in rate.columns))
     source, events, rated = "", [], []
     for raw, origin in read(share, recipe.files, recipe.types):
         table, source = enrich(raw, config, sides, origin.where), origin.source

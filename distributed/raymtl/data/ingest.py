@@ -24,6 +24,10 @@ from raymtl.errors import input_error_in
 _MOST_TASKS = 4_000
 """Tasks of one dataset, each of which costs the driver about a millisecond before the start;
 beyond, a task reads more than a chunk's worth of pieces."""
+_CHUNKS_IN_FLIGHT = 8
+"""Decoded chunks of a stream in the object store, besides those that its reader has asked for."""
+_LEAST_IN_FLIGHT = 64 * 2**20
+"""Bytes that a stream may have in the object store however small its chunks are."""
 _ORIGIN_BYTES = 16
 """File and row of one row, kept beside its decoded columns."""
 
@@ -101,6 +105,16 @@ def memory_bytes(order: Order, layout: Layout, world_size: int, prefetch_chunks:
     """The most a rank's process holds of decoded rows: a chunk per open lane, and those ahead."""
     open_chunks = len(order.lines(0, world_size)) + 1
     return (open_chunks + prefetch_chunks) * _chunk_bytes(order, layout)
+
+
+def in_flight_bytes(order: Order, layout: Layout, prefetch_chunks: int = 4) -> int:
+    """The object store that a rank's stream needs to be read without waiting.
+
+    With more, fast reading tasks would fill it, and every page stays with the processes that read
+    them: their memory would grow with the log.
+    """
+    chunks = _CHUNKS_IN_FLIGHT + prefetch_chunks
+    return max(_LEAST_IN_FLIGHT, chunks * _chunk_bytes(order, layout))
 
 
 def row_bytes(layout: Layout) -> int:

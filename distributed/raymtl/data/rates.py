@@ -32,16 +32,23 @@ def count(table: pa.Table, rates: list[Rate], url: str, share: int, num_parts: i
     """Adds up a share's rows by key and period, and leaves the sums with their keys' parts.
 
     Returns:
-        Each rate's totals in this share.
+        Each rate's totals in this share; where it has no label, and so no prior, of the first and
+        the last period only.
     """
     made: dict[Keying, Groups] = {}
     totals, sums, parts = [], [], []
     for number, rate in enumerate(rates):
         if rate.keying not in made:
             made[rate.keying] = Groups(table, *rate.keying)
-        groups, label = made[rate.keying], values.floats(table.column(rate.label))
-        totals.append(_totals(groups.periods, label))
-        sums.append(groups.sums(number, label))
+        groups = made[rate.keying]
+        if rate.label is None:
+            ends = np.unique(groups.periods)[[0, -1]] if table.num_rows else groups.periods
+            totals.append([[float(period), 0.0, 0.0] for period in ends])
+            sums.append(groups.sums(number, np.ones(table.num_rows)))
+        else:
+            label = values.floats(table.column(rate.label))
+            totals.append(_totals(groups.periods, label))
+            sums.append(groups.sums(number, label))
         parts.append(groups.parts(num_parts))
     for part, mine in dealt(pa.concat_tables(sums), np.concatenate(parts)):
         write_part(f"{url}/sums/{part}", share, mine)
@@ -167,9 +174,12 @@ def _rates_of(
     label, observed = earlier(
         key, period, sums.column("sum").to_numpy(), sums.column("observed").to_numpy()
     )
-    prior = np.array(before, np.float64)[np.searchsorted(periods, period)]
-    value = smoothed(label, observed, prior, rate.smoothing)
-    count = np.where(np.isnan(value), np.nan, np.log1p(observed))
+    if rate.label is None:
+        value = count = np.log1p(observed)
+    else:
+        prior = np.array(before, np.float64)[np.searchsorted(periods, period)]
+        value = smoothed(label, observed, prior, rate.smoothing)
+        count = np.where(np.isnan(value), np.nan, np.log1p(observed))
     return pa.table(
         {"rate": sums.column("rate"), "group": sums.column("group"), "value": value, "count": count}
     )

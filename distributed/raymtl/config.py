@@ -138,8 +138,10 @@ class TrainSection(Section):
     loss_denominator: Literal["batch", "observed"] = "batch"
     """A task's loss is its observed rows' sum over the weight of the whole global batch, or over
     the weight of the task's observed rows."""
-    precision: Literal["auto", "fp32"] = "auto"
-    """`auto` is resolved once at the start and stored; at present it is fp32 everywhere."""
+    precision: Literal["auto", "bf16", "fp32"] = "fp32"
+    """`bf16` runs the model's matrix products in bfloat16 by autocast; weights, table rows, losses,
+    optimizers and all scoring stay fp32. `auto` takes it where the processor multiplies it
+    natively: resolved where the run is begun, and stored."""
     report_every_steps: PositiveInt = 50
     """Steps between two lines of metrics.jsonl."""
 

@@ -93,7 +93,8 @@ class Learner:
             self.model.take_statistics(statistics)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_mix(self.config.seed, step, collectives.rank()))
-            logits_BT = self.model(self._inputs(rows, batch))
+            with self._autocast():
+                logits_BT = self.model(self._inputs(rows, batch)).float()
         loss_T = losses.per_task(
             losses.task_losses(logits_BT, batch, self.kinds),
             denominators,
@@ -223,6 +224,11 @@ class Learner:
             self.row_optimizer.step(gradients, float(scale), factor)
             self.balancer.record(total_T)
         return finite, total_T
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"
+        )
 
     def _inputs(self, rows: Rows, batch: Batch) -> Inputs:
         return fields.assemble(rows, batch, self.layout, self.shape.num_views, self.shape.width)

@@ -3,6 +3,8 @@
 import difflib
 from dataclasses import dataclass, replace
 
+import torch
+
 from raymtl import warm_start
 from raymtl.batch import Layout
 from raymtl.config import TrainConfig, parse, parse_yaml
@@ -52,6 +54,7 @@ def check(config: TrainConfig) -> Job:
     """
     model = registry.parse(config.model)
     resolved = config.model_dump(mode="json") | {"model": model.model_dump(mode="json")}
+    resolved["train"]["precision"] = resolved_precision(config)
     config = parse(TrainConfig, resolved, "the resolved config")
     for url in filter(None, [config.data.train, config.data.valid]):
         find_files(url)
@@ -62,6 +65,15 @@ def check(config: TrainConfig) -> Job:
     train = indexed(config.data.train, schema)
     valid = indexed(config.data.valid, schema) if config.data.valid else None
     return Job(config, schema, train, valid)
+
+
+def resolved_precision(config: TrainConfig) -> str:
+    """`bf16` or `fp32`; `auto` as this machine's processor, or with `use_gpu` as GPUs, like it."""
+    if config.train.precision != "auto":
+        return config.train.precision
+    able = torch.cpu.get_capabilities()
+    native = config.launch.use_gpu or able.get("avx512_bf16") or able.get("amx_bf16")
+    return "bf16" if native else "fp32"
 
 
 def check_run(config: TrainConfig, resume: bool) -> tuple[Job, Run]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import raymtl
 from helpers.logs import small_log
@@ -12,7 +13,7 @@ from helpers.training import bytes_of, read_lines, small_config, train_on_rank
 from raymtl import alone
 from raymtl.config import TrainConfig, parse
 from raymtl.errors import InputError
-from raymtl.run import Run
+from raymtl.run import Run, choose
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +71,24 @@ def test_scores_alone_are_the_loaded_models_with_each_rows_number(log: str, tmp_
     for task, expected in model.predict(rows).items():
         np.testing.assert_allclose(scores[task].to_numpy(), expected, rtol=1e-5, atol=1e-6)
     assert Run(result["run"]).read_config().launch.num_workers == 1
+
+
+def test_bf16_trains_close_to_fp32(log: str) -> None:
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        made = _config(log, f"name={precision}", f"train.precision={precision}")
+        result = alone.train(made)
+        lines = read_lines(result["run"])
+        losses[precision] = [line["loss"] for line in lines if "loss" in line]
+        dense = choose(result["run"], "last").tensors("dense.safetensors")
+        assert {t.dtype for k, t in dense.items() if k.startswith("model/")} == {torch.float32}
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+    assert losses["bf16"] != losses["fp32"]
+
+
+def test_auto_precision_is_resolved_before_the_run_begins(log: str) -> None:
+    able = torch.cpu.get_capabilities()
+    native = able.get("avx512_bf16") or able.get("amx_bf16")
+    result = alone.train(_config(log, "name=auto", "train.precision=auto", "train.max_steps=2"))
+    stored = Run(result["run"]).read_config().train.precision
+    assert stored == ("bf16" if native else "fp32")

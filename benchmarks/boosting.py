@@ -138,8 +138,8 @@ def seen(rows: pd.DataFrame, past: pd.DataFrame) -> pd.DataFrame:
         pair = ["user_id", *key]
         earlier = rows.groupby(pair, dropna=False)["time_ms"].rank(method="min") - 1
         if key != ["tab"]:  # which the history does not know
-            count = history.groupby(pair, dropna=False).size().rename("count").reset_index()
-            earlier += rows[pair].merge(count, how="left", on=pair)["count"].fillna(0).to_numpy()
+            counts = history.groupby(pair, dropna=False, as_index=False).size()
+            earlier += rows[pair].merge(counts, how="left", on=pair)["size"].fillna(0).to_numpy()
         found["seen_" + "_".join(key)] = earlier
     return pd.DataFrame(found)
 

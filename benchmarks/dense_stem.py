@@ -29,8 +29,8 @@ class DenseStem(nn.Module):
         super().__init__()
         self.num_tasks, self.width, self.num_specific = num_tasks, width, num_specific
         self.tables = nn.ModuleList(nn.Embedding(n, width * (num_tasks + 1)) for n in rows)
-        for table in self.tables:
-            nn.init.normal_(table.weight, std=1e-4)
+        for weight in self.tables.parameters():
+            nn.init.normal_(weight, std=1e-4)
         inputs = len(rows) * width
         num_experts = num_tasks * num_specific + num_shared
         self.specific = nn.ModuleList(mlp(inputs, expert) for _ in range(num_tasks * num_specific))
@@ -94,7 +94,8 @@ class DenseTraining:
                 for t, p in enumerate(found)
             ]
         ).sum()
-        loss = loss + sum(L2 / 2 * table.weight.square().sum() for table in self.model.tables)
+        for weight in self.model.tables.parameters():
+            loss = loss + L2 / 2 * weight.square().sum()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         self.optimizer.step()

@@ -16,6 +16,7 @@ from raymtl.models.blocks import (
     mean_gates,
 )
 from raymtl.models.head_model import GatedHeadModel
+from raymtl.models.mixing import mix
 
 
 class AdattConfig(Section):
@@ -104,7 +105,7 @@ class AdattLayer(nn.Module):
         """Returns the tasks' outputs (T, B, H) and gates (T, B, E)."""
         experts_EBH = self.experts(x_VBI)
         gate_TBE = torch.softmax(self.gates(x_VBI), dim=-1)
-        fused_TBH = torch.einsum("tbe,ebh->tbh", gate_TBE, experts_EBH)
+        fused_TBH = mix(gate_TBE, experts_EBH)
         if self.own_weight_TK is None:
             return fused_TBH + experts_EBH, gate_TBE
         own_TKBH = experts_EBH.unflatten(0, self.own_weight_TK.shape)

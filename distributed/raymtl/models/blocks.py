@@ -109,7 +109,12 @@ class FieldStack(nn.Module):
             mean_BVD = masked_mean(sequence.values_BSVD, sequence.mask_BS)
             parts.append(mean_BVD.unsqueeze(2))
         stacked = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
-        return stacked.flatten(2).transpose(0, 1)
+        x_VBI = stacked.flatten(2).transpose(0, 1)
+        if not torch.is_autocast_enabled(x_VBI.device.type):
+            return x_VBI
+        # Once for all that read it, and contiguous: bfloat16 products copy strided inputs.
+        dtype = torch.get_autocast_dtype(x_VBI.device.type)
+        return x_VBI.to(dtype, memory_format=torch.contiguous_format)
 
 
 def masked_mean(values_BSVD: Tensor, mask_BS: Tensor) -> Tensor:
@@ -165,9 +170,13 @@ def _xavier_normal(num: int, in_features: int, out_features: int) -> Tensor:
 def _grouped_linear(x_GBI: Tensor, weight_EIO: Tensor, bias_EO: Tensor) -> Tensor:
     groups, num = x_GBI.shape[0], weight_EIO.shape[0]
     assert num % groups == 0, f"{groups} inputs for {num} MLPs"
-    if groups == num:
-        return torch.baddbmm(bias_EO.unsqueeze(1), x_GBI, weight_EIO)
-    # One wide product per input, not K narrow ones that would need K copies of the input.
+    in_features, out_features = weight_EIO.shape[1:]
+    if groups == num or in_features <= out_features:
+        # The gradients of K views of an input are no more than the outputs' own.
+        x_GKBI = x_GBI.unsqueeze(1).expand(-1, num // groups, -1, -1)
+        return torch.baddbmm(bias_EO.unsqueeze(1), x_GKBI.flatten(0, 1), weight_EIO)
+    # One wide product per input, not K narrow ones that would need K copies of the input. Its
+    # outputs are strided, which later layers pay for.
     weight_GKIO = weight_EIO.unflatten(0, (groups, num // groups))
     out_GKBO = torch.einsum("gbi,gkio->gkbo", x_GBI, weight_GKIO)
     return out_GKBO.flatten(0, 1) + bias_EO.unsqueeze(1)

@@ -17,6 +17,7 @@ from raymtl.models.blocks import (
     shared_input,
 )
 from raymtl.models.head_model import GatedHeadModel
+from raymtl.models.mixing import mix
 
 
 class _MixtureSection(Section):
@@ -84,8 +85,9 @@ class MmoeHead(nn.Module):
         experts_VEBH = self.experts.on_each(x_VBI)
         # Each of the V inputs serves the gates that read it: all of them, or one.
         gate_VQBE = self._gates(x_VBI).unflatten(0, (len(x_VBI), -1))
-        mixed_VQBH = torch.einsum("vqbe,vebh->vqbh", gate_VQBE, experts_VEBH)
-        return self.towers(mixed_VQBH.flatten(0, 1)).squeeze(-1).t()
+        mixed = [mix(g, e) for g, e in zip(gate_VQBE, experts_VEBH, strict=True)]
+        mixed_TBH = torch.cat(mixed) if len(mixed) > 1 else mixed[0]
+        return self.towers(mixed_TBH).squeeze(-1).t()
 
     def gate_sources(self, task_names: tuple[str, ...]) -> tuple[str, ...]:
         """The columns of `gate_mass`."""
@@ -142,9 +144,9 @@ class MeMmoeHead(nn.Module):
         gate_TBE, gate_shared = gate_TBK.split(
             [self.specific_experts.num, self.shared_experts.num], dim=-1
         )
-        specific = torch.einsum("tbe,ebh->tbh", gate_TBE, self.specific_experts(x_VBI))
-        shared = torch.einsum("tbk,kbh->tbh", gate_shared, self.shared_experts(shared_1BI))
-        return self.towers(specific + shared).squeeze(-1).t()
+        specific_TBH = mix(gate_TBE, self.specific_experts(x_VBI))
+        shared_TBH = mix(gate_shared, self.shared_experts(shared_1BI))
+        return self.towers(specific_TBH + shared_TBH).squeeze(-1).t()
 
     def gate_sources(self, task_names: tuple[str, ...]) -> tuple[str, ...]:
         """The columns of `gate_mass`."""

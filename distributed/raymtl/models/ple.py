@@ -16,6 +16,7 @@ from raymtl.models.blocks import (
     shared_input,
 )
 from raymtl.models.head_model import GatedHeadModel
+from raymtl.models.mixing import mix
 
 
 class _ExtractionSection(Section):
@@ -159,14 +160,13 @@ class PleLayer(nn.Module):
         own_TKBH = specific_EBH.unflatten(0, (self.num_tasks, -1))
         own_TBK, rest_TBK = gate_TBK.split([own_TKBH.shape[1], len(shared_KBH)], dim=-1)
         out_TBH = torch.einsum("tbk,tkbh->tbh", own_TBK, own_TKBH)
-        out_TBH = out_TBH + torch.einsum("tbk,kbh->tbh", rest_TBK, shared_KBH)
+        out_TBH = out_TBH + mix(rest_TBK, shared_KBH)
         if self.shared_gate is None:
             return out_TBH, None, gate_TBK
         # The shared module's gate sees the experts of all tasks, as in the paper.
         gate_1BE = torch.softmax(self.shared_gate(shared_1BI), dim=-1)
         tasks_1BE, shared_1BK = gate_1BE.split([len(specific_EBH), len(shared_KBH)], dim=-1)
-        out_1BH = torch.einsum("qbe,ebh->qbh", tasks_1BE, specific_EBH)
-        out_1BH = out_1BH + torch.einsum("qbk,kbh->qbh", shared_1BK, shared_KBH)
+        out_1BH = mix(tasks_1BE, specific_EBH) + mix(shared_1BK, shared_KBH)
         return out_TBH, out_1BH, gate_TBK
 
 

@@ -17,6 +17,7 @@ from raymtl.models.blocks import (
     mean_gates,
     shared_input,
 )
+from raymtl.models.mixing import mix
 
 
 class StemConfig(Section):
@@ -172,15 +173,14 @@ class StemLayer(nn.Module):
 
     def _mix(self, gate_CQBK: Tensor, specific_EBH: Tensor, shared_PKBH: Tensor) -> Tensor:
         """Gated sums with the experts a query may not train detached; (C, Q, B, H)."""
-        num_specific, live = len(specific_EBH), self.live_CQE.unsqueeze(2)
-        gate_CQBE, gate_shared = gate_CQBK.split([num_specific, shared_PKBH.shape[1]], dim=-1)
-        own = torch.einsum("cqbe,ebh->cqbh", gate_CQBE * live, specific_EBH)
-        foreign = torch.einsum("cqbe,ebh->cqbh", gate_CQBE * (1 - live), specific_EBH.detach())
+        sizes = [len(specific_EBH), shared_PKBH.shape[1]]
+        gate_RBE, gate_RBK = gate_CQBK.flatten(0, 1).split(sizes, dim=-1)
+        specific_RBH = mix(gate_RBE, specific_EBH, self.live_CQE.flatten(0, 1))
         # One copy may serve the queries of all: before the first layer the streams are the same.
-        num_streams = len(shared_PKBH)
-        gate_PQBK = gate_shared.flatten(0, 1).unflatten(0, (num_streams, -1))
-        shared = torch.einsum("pqbk,pkbh->pqbh", gate_PQBK, shared_PKBH)
-        return own + foreign + shared.reshape(own.shape)
+        gates_PQBK = gate_RBK.chunk(len(shared_PKBH))
+        shared = [mix(g, e) for g, e in zip(gates_PQBK, shared_PKBH, strict=True)]
+        shared_RBH = torch.cat(shared) if len(shared) > 1 else shared[0]
+        return (specific_RBH + shared_RBH).unflatten(0, gate_CQBK.shape[:2])
 
 
 def _live(num_tasks: int, num_own: int, num_copies: int, shared_gate: bool) -> Tensor:

@@ -109,12 +109,12 @@ class FieldStack(nn.Module):
             mean_BVD = masked_mean(sequence.values_BSVD, sequence.mask_BS)
             parts.append(mean_BVD.unsqueeze(2))
         stacked = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
-        x_VBI = stacked.flatten(2).transpose(0, 1)
-        if not torch.is_autocast_enabled(x_VBI.device.type):
-            return x_VBI
-        # Once for all that read it, and contiguous: bfloat16 products copy strided inputs.
-        dtype = torch.get_autocast_dtype(x_VBI.device.type)
-        return x_VBI.to(dtype, memory_format=torch.contiguous_format)
+        # Contiguous, since products copy strided inputs; then rounded, once for all that read it
+        # (one pass that does both is many times slower).
+        x_VBI = stacked.transpose(0, 1).flatten(2)
+        device = x_VBI.device.type
+        enabled = torch.is_autocast_enabled(device)
+        return x_VBI.to(torch.get_autocast_dtype(device)) if enabled else x_VBI
 
 
 def masked_mean(values_BSVD: Tensor, mask_BS: Tensor) -> Tensor:

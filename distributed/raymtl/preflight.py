@@ -41,6 +41,8 @@ class Job:
     schema: LogSchema
     train: LogIndex
     valid: LogIndex | None
+    new_rows: tuple[str, ...] = ()
+    """A line for each table that has rows which `init_from` does not know."""
 
 
 def check(config: TrainConfig) -> Job:
@@ -88,7 +90,8 @@ def check_run(config: TrainConfig, resume: bool) -> tuple[Job, Run]:
         check_resume(run, job.config, job.train)
     else:
         run.require_new()
-        job = replace(job, config=warm_start.chosen(job.config, job.schema))
+        started, new_rows = warm_start.chosen(job.config, job.schema)
+        job = replace(job, config=started, new_rows=tuple(new_rows))
     return job, run
 
 
@@ -190,10 +193,11 @@ def describe(job: Job) -> str:
     rows = f"{job.train.num_rows:,} rows"
     valid = f", {job.valid.num_rows:,} to validate" if job.valid else ", no validation log"
     start = job.config.init_from
+    started = [f"starts from {start}", *job.new_rows] if start else []
     return (
         f"{job.config.model.name} on {rows}{valid}; {len(layout.fields)} fields, "
         f"{len(layout.numeric_names)} numbers, tasks {', '.join(layout.task_names)}"
-    ) + (f"; starts from {start}" if start else "")
+    ) + "".join(f"\n{line}" for line in started)
 
 
 def _flat(values: dict, prefix: str = "") -> dict[str, object]:

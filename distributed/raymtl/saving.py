@@ -1,6 +1,7 @@
 """What a run saves and takes up again: learner, training state and metric histograms."""
 
 import json
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -117,10 +118,18 @@ class Saver:
         return trainer["state"], warnings
 
 
-def load_learner(found: Checkpoint, learner: Learner, optimizer: bool) -> None:
+def load_learner(
+    found: Checkpoint,
+    learner: Learner,
+    optimizer: bool,
+    saved_rows: Mapping[str, int] | None = None,
+) -> None:
     """Collective. Puts a checkpoint's weights, and optimizer state if asked, into a learner.
 
     Every rank reads only the byte ranges of its own buckets.
+
+    Args:
+        saved_rows: rows of tables that had fewer when they were saved; the others stay as they are.
     """
     dense = found.tensors("dense.safetensors")
     model = {f"model/{name}": p for name, p in learner.model.named_parameters()}
@@ -132,7 +141,7 @@ def load_learner(found: Checkpoint, learner: Learner, optimizer: bool) -> None:
             )
     learner.load_dense_state(dense, optimizer)
     reader = found.tables()
-    rows = {spec.name: spec.rows for spec in learner.tables.specs}
+    rows = {spec.name: spec.rows for spec in learner.tables.specs} | dict(saved_rows or {})
     replicated, whole = learner.tables.replicated_tables, (0, found.num_buckets)
 
     def read(key: str) -> Tensor:
@@ -140,7 +149,7 @@ def load_learner(found: Checkpoint, learner: Learner, optimizer: bool) -> None:
         return reader.read(key, rows[_table(key)], low, high)
 
     try:
-        learner.tables.load_state(read)
+        learner.tables.load_state(read, saved_rows)
     finally:
         reader.close()
 

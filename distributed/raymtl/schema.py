@@ -192,6 +192,8 @@ class LogSchema(Section):
     """Column that weighs the row in every task; null weighs all rows 1."""
     transforms: str | None = None
     """Digest of the transforms `raymtl prepare` applied to this log; null for a raw log."""
+    extends: list[str] = []
+    """Digests of earlier transforms that these extend: ids of theirs are the same rows here."""
 
     @model_validator(mode="after")
     def _names_fit(self) -> "LogSchema":

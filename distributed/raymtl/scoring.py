@@ -193,7 +193,7 @@ def _require_same_transforms(schema: LogSchema, log: str) -> None:
     if Folder(log).size("schema.yaml") is None:
         return
     transforms = schema_at(beside).transforms
-    if transforms != schema.transforms:
+    if transforms != schema.transforms and transforms not in schema.extends:
         raise InputError(
             "the log was prepared with other transforms than the model's training log",
             f"{transforms or 'none'}   ({beside})",

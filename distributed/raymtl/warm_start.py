@@ -5,6 +5,7 @@ from typing import Any
 
 from raymtl.checkpoint import Checkpoint
 from raymtl.config import TrainConfig
+from raymtl.differences import differences
 from raymtl.errors import InputError
 from raymtl.learner import Learner
 from raymtl.models import registry
@@ -13,29 +14,46 @@ from raymtl.saving import load_learner, read_config
 from raymtl.schema import LogSchema
 from raymtl.storage import Folder
 
-MUST_BE_EQUAL = ("model", "embedding.width", "embedding.num_buckets", "optimizer.rows.name")
-"""Keys of a config that say which weights and row states there are, and where."""
+MUST_BE_EQUAL = ("embedding.width", "embedding.num_buckets", "optimizer.rows.name")
+"""Keys of a config, beside the model's own, that say which weights and row states there are."""
 
 
-def chosen(config: TrainConfig, schema: LogSchema) -> TrainConfig:
+def chosen(config: TrainConfig, schema: LogSchema) -> tuple[TrainConfig, list[str]]:
     """The config with `init_from` made the checkpoint that is taken, after it was checked.
+
+    Returns:
+        The config, and a line for each table that has rows the checkpoint does not know.
 
     Raises:
         InputError: there is no such checkpoint, or its weights are not this run's, naming the key.
         DamagedCheckpoint: naming the file.
     """
     if config.init_from is None:
-        return config
+        return config, []
     found = choose(config.init_from)
     old_config, old_schema = read_config(found)
-    for what, then, now in _differences(old_config, old_schema, config, schema):
+    grown = rows_before(old_schema, schema)
+    for what, then, now in _differences(old_config, old_schema, config, schema, grown):
         raise InputError(
             "a run cannot start from this checkpoint",
             f"{what} = {now}",
             f"{then}, as in {found.folder.url}",
             "make them equal, or start without init_from",
         )
-    return config.model_copy(update={"init_from": found.folder.url})
+    lines = [
+        f"table {name} has {schema.table(name).num_rows - rows:,} new rows behind {rows:,}"
+        for name, rows in grown.items()
+    ]
+    return config.model_copy(update={"init_from": found.folder.url}), lines
+
+
+def rows_before(old: LogSchema, new: LogSchema) -> dict[str, int]:
+    """Rows that tables had before they grew; empty unless the new transforms extend the old."""
+    if old.transforms not in new.extends:
+        return {}
+    shared = [name for name in old.table_names if name in new.table_names]
+    rows = {name: (old.table(name).num_rows, new.table(name).num_rows) for name in shared}
+    return {name: then for name, (then, now) in rows.items() if then < now}
 
 
 def start(learner: Learner) -> None:
@@ -48,45 +66,41 @@ def start(learner: Learner) -> None:
         return
     found = Checkpoint(Folder(learner.config.init_from))
     found.verify_together(learner.device)
-    load_learner(found, learner, optimizer=False)
+    _, old_schema = read_config(found)
+    grown = rows_before(old_schema, learner.schema)
+    load_learner(found, learner, optimizer=False, saved_rows=grown)
     learner.take_row_steps(found.tensors("dense.safetensors"))
 
 
 def _differences(
-    old_config: TrainConfig, old_schema: LogSchema, config: TrainConfig, schema: LogSchema
+    old_config: TrainConfig,
+    old_schema: LogSchema,
+    config: TrainConfig,
+    schema: LogSchema,
+    grown: dict[str, int],
 ) -> Iterator[tuple[str, Any, Any]]:
     """What keeps weights from being taken: its name, then and now."""
-    old_model, model = (
-        registry.parse(c.model).model_dump(mode="json") for c in (old_config, config)
-    )
+    then, now = (registry.parse(c.model).model_dump(mode="json") for c in (old_config, config))
+    yield from differences("model", then, now)
     for key in MUST_BE_EQUAL:
-        then, now = old_model, model
-        if key != "model":
-            then, now = (_at(c.model_dump(mode="json"), key) for c in (old_config, config))
-        yield from _unequal(key, then, now)
-    parts = (_weights_of(s) for s in (old_schema, schema))
-    yield from _unequal("schema", *parts)
+        then, now = (_at(c.model_dump(mode="json"), key) for c in (old_config, config))
+        yield from differences(key, then, now)
+    then, now = _weights_of(old_schema), _weights_of(schema)
+    for name, rows in grown.items():
+        now["tables"][name]["rows"] = rows
+    if old_schema.transforms in schema.extends:
+        now["transforms"] = then["transforms"]
+    yield from differences("schema", then, now)
 
 
 def _weights_of(schema: LogSchema) -> dict[str, Any]:
     """The part of a schema that decides what a weight means."""
-    tasks = {t.name: {"kind": t.kind, "given": t.given} for t in schema.tasks}
     return {
         "transforms": schema.transforms,
-        "features": {f.name: f.model_dump(mode="json") for f in schema.features},
-        "order of features": [f.name for f in schema.features],
+        "features": [f.model_dump(mode="json") for f in schema.features],
         "tables": {n: schema.table(n).model_dump(mode="json") for n in schema.table_names},
-        "tasks": tasks,
-        "order of tasks": list(tasks),
+        "tasks": [{"name": t.name, "kind": t.kind, "given": t.given} for t in schema.tasks],
     }
-
-
-def _unequal(name: str, then: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(then, dict) and isinstance(now, dict):
-        for key in [*then, *(k for k in now if k not in then)]:
-            yield from _unequal(f"{name}.{key}", then.get(key, "none"), now.get(key, "none"))
-    elif then != now:
-        yield name, then, now
 
 
 def _at(values: dict[str, Any], key: str) -> Any:

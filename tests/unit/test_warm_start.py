@@ -129,7 +129,7 @@ def test_tasks_in_another_order_are_refused(log: str, first: str, tmp_path: Path
     path = tmp_path / "schema.yaml"
     path.write_text(dump(parse(type(schema), values, "test")))
     made = config(log, "name=refused", f"data.schema_path={path}", f"init_from={first}")
-    with pytest.raises(InputError, match="order of tasks"):
+    with pytest.raises(InputError, match=r"order of schema\.tasks"):
         check_run(made, resume=False)
 
 

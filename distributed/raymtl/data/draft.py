@@ -55,7 +55,12 @@ class Draft:
 
     @property
     def schema(self) -> LogSchema:
-        return LogSchema(features=self.features, tables=self.tables, tasks=self.tasks, **self.roles)
+        return LogSchema(
+            features=self.features,
+            tables=self.tables,
+            tasks=self.tasks,
+            **self.roles,  # pyright: ignore[reportArgumentType]  # columns of group, time, weight
+        )
 
 
 def draft_schema(

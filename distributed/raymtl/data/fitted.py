@@ -71,8 +71,12 @@ def log_column(feature: str) -> str:
     return f"f_{feature}"
 
 
-def result_schema(fitted: LogSchema, digest: str) -> LogSchema:
-    """What the prepared log is read with: ids as they are, numbers as they are."""
+def result_schema(fitted: LogSchema, lineage: list[str]) -> LogSchema:
+    """What the prepared log is read with: ids as they are, numbers as they are.
+
+    Args:
+        lineage: digest of the transforms, then of those they extend.
+    """
     features: list[Feature] = []
     for f in fitted.features:
         column = log_column(f.name)
@@ -97,7 +101,8 @@ def result_schema(fitted: LogSchema, digest: str) -> LogSchema:
             features.append(_with(f, **changes))
     tables = [_result_table(fitted, name) for name in fitted.table_names]
     tasks = [t.model_copy(update={"observed_if": None}) for t in fitted.tasks]
-    update = {"features": features, "tables": tables, "tasks": tasks, "transforms": digest}
+    update = {"features": features, "tables": tables, "tasks": tasks}
+    update |= {"transforms": lineage[0], "extends": lineage[1:]}
     return LogSchema.model_validate(fitted.model_copy(update=update).model_dump())
 
 

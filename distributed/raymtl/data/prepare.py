@@ -29,6 +29,14 @@ from raymtl.data.apply import apply_share
 from raymtl.data.checks import check_splits, make_recipe
 from raymtl.data.fit import Moments, fit_share, lists_of, merge_bucket, quantile_borders
 from raymtl.data.fitted import digest_of, file_digest, fitted_schema, result_schema, vocabulary_path
+from raymtl.data.frozen import (
+    TRANSFORMS,
+    Frozen,
+    apply_frozen,
+    copy_vocabularies,
+    extended,
+    read_frozen,
+)
 from raymtl.data.history_stages import build_part, deal_share, merge_totals
 from raymtl.data.join import check_sizes, read_side, side_size
 from raymtl.data.log import read_index
@@ -47,7 +55,9 @@ CHUNKS_PER_SHARE = 16
 """Row groups per part file: 262,144 rows at the default chunk_rows."""
 
 
-def prepare(config: PrepareConfig, url_out: str) -> dict[str, Any]:
+def prepare(
+    config: PrepareConfig, url_out: str, like: str | None = None, extend: bool = False
+) -> dict[str, Any]:
     """Writes a training log with its splits, schema, transforms, vocabularies and statistics.
 
     Locally the folder appears whole or not at all; elsewhere result.json is written last, and what
@@ -56,6 +66,9 @@ def prepare(config: PrepareConfig, url_out: str) -> dict[str, Any]:
     Args:
         url_out: folder or URL to make; refused if it exists, unless `overwrite` is set and an
             earlier `prepare` wrote it.
+        like: a prepared log, or a run trained on one, whose transforms are taken over as they are.
+        extend: give values that `like` does not know rows behind its own; everything else of it is
+            taken over.
 
     Returns:
         What result.json holds.
@@ -64,6 +77,9 @@ def prepare(config: PrepareConfig, url_out: str) -> dict[str, Any]:
         InputError: something is wrong with the config, the files or their values.
     """
     start = time.monotonic()
+    frozen = read_frozen(like, extend) if like is not None else None
+    if frozen is not None:
+        config = apply_frozen(config, frozen)
     with Output(url_out, config.overwrite) as out, _quiet_ray_data():
         sides = _read_sides(config)
         empty = {name: schema.empty_table() for name, (_, schema) in sides.items()}
@@ -71,15 +87,17 @@ def prepare(config: PrepareConfig, url_out: str) -> dict[str, Any]:
         shares = cut(recipe.files, config.chunk_rows * CHUNKS_PER_SHARE)
         side_refs = {name: ref for name, (ref, _) in sides.items()}
         _make_history(recipe, shares, side_refs)
-        fitted, counted = _fit(recipe, shares, side_refs, out.staging)
+        if frozen is not None:
+            copy_vocabularies(frozen, out.staging)
+        fitted, counted = _fit(recipe, shares, side_refs, out.staging, frozen)
         tally = _apply(recipe, shares, side_refs, fitted, out.staging)
-        digest = _write_transforms(recipe, fitted, out.staging)
-        result = _write_splits(recipe, result_schema(fitted, digest), out)
+        lineage = _write_transforms(recipe, fitted, out.staging, frozen)
+        result = _write_splits(recipe, result_schema(fitted, lineage), out)
         report = statistics.report(
             tally, fitted, counted["users"], counted["distinct"], counted["dropped"]
         )
         write_text(out.staging, "statistics.json", json.dumps(report, indent=1))
-        result |= {"transforms": digest, "time_s": round(time.monotonic() - start, 1)}
+        result |= {"transforms": lineage[0], "time_s": round(time.monotonic() - start, 1)}
         out.finish(json.dumps(result, indent=1))
     Console().print(statistics.rich_table(report))
     return result
@@ -115,7 +133,11 @@ def _make_history(recipe: Recipe, shares: list[Share], sides: dict[str, Any]) ->
 
 
 def _fit(
-    recipe: Recipe, shares: list[Share], sides: dict[str, Any], staging: str
+    recipe: Recipe,
+    shares: list[Share],
+    sides: dict[str, Any],
+    staging: str,
+    frozen: Frozen | None,
 ) -> tuple[LogSchema, dict[str, Any]]:
     """Counts and fits on the training part; writes the vocabularies.
 
@@ -141,7 +163,8 @@ def _fit(
     fixed = [("values", t) for t in _listed_tables(config.log_schema)]
     tables = [item for item in lists_of(config) if item[0] != "users"] + fixed
     sizes, borders = {}, {}
-    for (what, name), answer in zip(tables, _stage(_finish, tables, recipe, staging), strict=True):
+    answers = _stage(_finish, tables, recipe, staging, frozen)
+    for (what, name), answer in zip(tables, answers, strict=True):
         (borders if what == "quantiles" else sizes)[name] = answer
     counted = {"users": users, "distinct": distinct, "dropped": rows["dropped"]}
     return fitted_schema(config.log_schema, sizes, moments, borders), counted
@@ -156,7 +179,9 @@ def _listed_tables(schema: LogSchema) -> list[str]:
     return [name for name in schema.table_names if schema.table(name).values is not None]
 
 
-def _finish(item: tuple[str, str], recipe: Recipe, staging: str) -> int | list[float]:
+def _finish(
+    item: tuple[str, str], recipe: Recipe, staging: str, frozen: Frozen | None
+) -> int | list[float]:
     """Writes one vocabulary and returns its length, or returns one feature's borders."""
     what, name = item
     schema, is_text = recipe.config.log_schema, item[1] in recipe.text_tables
@@ -171,6 +196,8 @@ def _finish(item: tuple[str, str], recipe: Recipe, staging: str) -> int | list[f
             assert isinstance(f, NumericFeature) and f.buckets is not None
             return quantile_borders(merged, f.buckets)
         vocabulary = ordered(merged, is_text)
+        if frozen is not None:
+            vocabulary = extended(frozen, name, vocabulary)
     fs, root = filesystem(staging)
     path = f"{root}/{vocabulary_path(name)}"
     fs.create_dir(str(PurePosixPath(path).parent))
@@ -210,8 +237,17 @@ def _read_table(url: str) -> pa.Table:
     return pq.ParquetFile(path, filesystem=fs).read()
 
 
-def _write_transforms(recipe: Recipe, fitted: LogSchema, staging: str) -> str:
-    """Writes transforms.yaml; returns the digest of all that turns raw values into the log's."""
+def _write_transforms(
+    recipe: Recipe, fitted: LogSchema, staging: str, frozen: Frozen | None
+) -> list[str]:
+    """Writes transforms.yaml.
+
+    Returns:
+        The digest of all that turns raw values into the log's, then of what it extends.
+    """
+    if frozen is not None and not frozen.extend:
+        write_text(staging, TRANSFORMS, _yaml(frozen.values))
+        return frozen.lineage
     config = recipe.config
     fs, root = filesystem(staging)
     files = [t.vocabulary for t in map(fitted.table, fitted.table_names) if t.vocabulary]
@@ -226,10 +262,16 @@ def _write_transforms(recipe: Recipe, fitted: LogSchema, staging: str) -> str:
         "split": config.split.model_dump(mode="json"),
         "vocabularies": {name: file_digest(fs, f"{root}/{name}") for name in files},
     }
+    extends = frozen.lineage if frozen is not None else []
+    if extends:
+        transforms["extends"] = extends
     digest = digest_of(transforms)
-    text = yaml.safe_dump({"digest": digest, **transforms}, sort_keys=False, allow_unicode=True)
-    write_text(staging, "transforms.yaml", text)
-    return digest
+    write_text(staging, TRANSFORMS, _yaml({"digest": digest, **transforms}))
+    return [digest, *extends]
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def _write_splits(recipe: Recipe, schema: LogSchema, out: Output) -> dict[str, Any]:

@@ -243,7 +243,7 @@ class PrepareConfig(Section):
         return self.vocabularies.min_count.get(table, self.vocabularies.default_min_count)
 
     def fitted_tables(self) -> list[str]:
-        """Tables whose vocabulary is counted, in the features' order."""
+        """Tables whose vocabulary is counted and not taken over, in the features' order."""
         return list(
             dict.fromkeys(
                 f.table_name
@@ -251,6 +251,7 @@ class PrepareConfig(Section):
                 if not isinstance(f, NumericFeature)
                 and f.encoding == "vocabulary"
                 and self.log_schema.table(f.table_name).values is None
+                and self.log_schema.table(f.table_name).vocabulary is None
             )
         )
 

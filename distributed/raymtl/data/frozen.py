@@ -1,0 +1,197 @@
+"""Transforms of an earlier `raymtl prepare`, taken over as they are or extended. No Ray."""
+
+# pyarrow makes its compute functions at import.
+# pyright: reportAttributeAccessIssue=false
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import yaml
+
+from raymtl.config import parse
+from raymtl.data.fitted import file_digest, vocabulary_path
+from raymtl.data.prepare_config import PrepareConfig
+from raymtl.differences import differences
+from raymtl.errors import InputError
+from raymtl.schema import LogSchema, NumericFeature
+from raymtl.storage import Folder, filesystem
+
+TRANSFORMS = "transforms.yaml"
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What one `raymtl prepare` fitted."""
+
+    url: str
+    """The prepared log's folder, with its vocabularies."""
+    values: dict[str, Any]
+    """What transforms.yaml holds."""
+    schema: LogSchema
+    """The raw schema with all that was fitted."""
+    extend: bool
+    """Whether new values get rows behind those that are there."""
+
+    @property
+    def digest(self) -> str:
+        """Names these transforms."""
+        return self.values["digest"]
+
+    @property
+    def lineage(self) -> list[str]:
+        """Digests of these transforms and of those they extend, newest first."""
+        return [self.digest, *self.values.get("extends", [])]
+
+
+def read_frozen(where: str, extend: bool) -> Frozen:
+    """Reads the transforms of a prepared log, or of the log a run was trained on.
+
+    Args:
+        where: folder that `raymtl prepare` wrote, one of its splits, or a run folder.
+
+    Raises:
+        InputError: there are none, or their file is not as `prepare` wrote it.
+    """
+    for url in _places(where.rstrip("/")):
+        folder = Folder(url)
+        if folder.size(TRANSFORMS) is not None:
+            return _parsed(url, folder.read(TRANSFORMS), extend)
+    raise InputError(
+        "there are no transforms to take over",
+        where,
+        f"a folder that `raymtl prepare` wrote (with {TRANSFORMS}), or a run trained on one",
+        "name the prepared log itself",
+    )
+
+
+def _places(where: str) -> Iterator[str]:
+    yield where
+    yield where.rpartition("/")[0] or "."
+    folder = Folder(where)
+    if folder.size("config.yaml") is not None:
+        values = yaml.safe_load(folder.read("config.yaml"))
+        train = values.get("data", {}).get("train") if isinstance(values, dict) else None
+        if isinstance(train, str):
+            yield train.rstrip("/").rpartition("/")[0] or "."
+
+
+def _parsed(url: str, text: bytes, extend: bool) -> Frozen:
+    source = f"{url}/{TRANSFORMS}"
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError):
+        values = None
+    if not isinstance(values, dict) or not isinstance(values.get("digest"), str):
+        raise InputError(
+            "the transforms to take over cannot be read",
+            source,
+            f"the {TRANSFORMS} that `raymtl prepare` wrote",
+            "restore the file, or prepare that log anew",
+        )
+    return Frozen(url, values, parse(LogSchema, values.get("schema") or {}, source), extend)
+
+
+def apply_frozen(config: PrepareConfig, frozen: Frozen) -> PrepareConfig:
+    """The config with everything fitted taken over; its sources, split and `keep` stay its own.
+
+    Raises:
+        InputError: the config makes the log's columns in another way, naming where.
+    """
+    filled = _filled(config.log_schema, frozen.schema)
+    now = {
+        "schema": filled.model_dump(mode="json"),
+        "joins": {j.name: j.model_dump(mode="json", exclude={"url"}) for j in config.joins},
+        "derive": {name: d.model_dump(mode="json") for name, d in config.derive.items()},
+        "sequences": config.sequences and config.sequences.model_dump(mode="json"),
+        "rates": [rate.model_dump(mode="json") for rate in config.rates],
+    }
+    then = {key: frozen.values.get(key) for key in now}
+    then["joins"] = {j["name"]: j for j in frozen.values.get("joins") or []}
+    for part in (now, then):
+        if part["sequences"]:  # its order names sources, which are new ones
+            part["sequences"] = {k: v for k, v in part["sequences"].items() if k != "order"}
+    for place, wanted, got in differences("", then, now):
+        raise InputError(
+            "the config does not make the log whose transforms it takes over",
+            f"{place} = {got}",
+            f"{wanted}, as in {frozen.url}/{TRANSFORMS}",
+            "use the config of that log, with other sources and another split",
+        )
+    if frozen.extend:  # tables are counted again
+        update = {"features": frozen.schema.features}
+        return config.model_copy(update={"log_schema": config.log_schema.model_copy(update=update)})
+    return config.model_copy(update={"log_schema": frozen.schema})
+
+
+def _filled(schema: LogSchema, fitted: LogSchema) -> LogSchema:
+    """The schema with what is fitted, where it says nothing itself."""
+    known = {f.name: f for f in fitted.features}
+    features = []
+    for f in schema.features:
+        twin = known.get(f.name)
+        if isinstance(f, NumericFeature) and isinstance(twin, NumericFeature):
+            missing = {k: getattr(twin, k) for k in ("mean", "std", "boundaries")}
+            f = f.model_copy(update={k: v for k, v in missing.items() if getattr(f, k) is None})
+        features.append(f)
+    tables = []
+    for name in schema.table_names:
+        table = schema.table(name)
+        twin = next((t for t in fitted.tables if t.name == name), None)
+        if twin is not None and table.rows is None:
+            update = {"rows": twin.rows, "vocabulary": twin.vocabulary, "values": twin.values}
+            table = table.model_copy(update=update)
+        tables.append(table)
+    return schema.model_copy(update={"features": features, "tables": tables})
+
+
+def copy_vocabularies(frozen: Frozen, staging: str) -> None:
+    """Puts the vocabulary files below the new log's folder, byte for byte.
+
+    Raises:
+        InputError: one is missing, or not the one that was fitted.
+    """
+    known = frozen.values.get("vocabularies") or {}
+    fs, root = filesystem(frozen.url)
+    for name in frozen.schema.table_names:
+        path = frozen.schema.table(name).vocabulary
+        if path is None:
+            continue
+        _require_whole(path == vocabulary_path(name) and "/" not in name, frozen, path)
+        try:
+            _require_whole(file_digest(fs, f"{root}/{path}") == known.get(path), frozen, path)
+        except OSError:
+            _require_whole(False, frozen, path)
+        target, place = filesystem(f"{staging}/{path}")
+        target.create_dir(place.rpartition("/")[0])
+        pafs.copy_files(f"{root}/{path}", place, fs, target)
+
+
+def _require_whole(whole: bool, frozen: Frozen, path: str) -> None:
+    if not whole:
+        raise InputError(
+            "a vocabulary to take over is not the one that was fitted",
+            f"{frozen.url}/{path}",
+            f"the file whose digest stands in {TRANSFORMS}",
+            "restore the folder, or prepare that log anew",
+        )
+
+
+def extended(frozen: Frozen, table: str, counted: pa.Table) -> pa.Table:
+    """A vocabulary with new values behind the old ones, in their own order.
+
+    Args:
+        counted: columns value and count, of the new training part; counts of old values stay those
+            of the part they were first seen in.
+    """
+    path = vocabulary_path(table)
+    if frozen.schema.table(table).vocabulary is None:
+        return counted
+    fs, root = filesystem(frozen.url)
+    old = pq.ParquetFile(f"{root}/{path}", filesystem=fs).read()
+    known = pc.is_in(counted.column("value"), value_set=old.column("value").combine_chunks())
+    return pa.concat_tables([old, counted.filter(pc.invert(known))]).combine_chunks()

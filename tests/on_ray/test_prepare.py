@@ -20,6 +20,7 @@ from raymtl.data.decode import decode, hash_rows
 from raymtl.data.log import read_index
 from raymtl.data.prepare import PrepareConfig, prepare
 from raymtl.errors import InputError
+from raymtl.preflight import indexed, schema_at
 from raymtl.schema import LogSchema
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "raymtl_jobs" / "configs"
@@ -245,6 +246,25 @@ def test_a_split_by_time_starts_each_part_at_its_border(raw: tuple) -> None:
     assert found["train"]["rows"] == sum(2 <= d < 4 for d in dates) > 0
     assert found["valid"]["rows"] == sum(4 <= d < 6 for d in dates)
     assert found["test"]["rows"] == sum(d >= 6 for d in dates)
+
+
+def test_rows_without_a_positive_label_are_kept_in_part(raw: tuple, out: Path) -> None:
+    sampled = raw[0] / "sampled"
+    prepare(config_of(raw[0], "sample={keep: 0.25}"), str(sampled))
+    schema = schema_at(f"{sampled}/train/schema.yaml")
+    assert schema.weight == "sample_weight"
+    assert indexed(f"{sampled}/train", schema).num_rows == len(log_rows(sampled, "train"))
+    whole = [{**row, "sample_weight": None} for row in log_rows(out, "train")]
+    found = log_rows(sampled, "train")
+    positive = [row for row in found if 1 in (row["click"], row["like"])]
+    assert {row["sample_weight"] for row in positive} == {1.0}
+    assert len(positive) == sum(1 in (row["click"], row["like"]) for row in whole)
+    empty = [row for row in found if 1 not in (row["click"], row["like"])]
+    assert {row["sample_weight"] for row in empty} == {4.0}
+    assert 0.1 < len(empty) / (len(whole) - len(positive)) < 0.4
+    assert all({**row, "sample_weight": None} in whole for row in found)
+    assert len(log_rows(sampled, "valid")) == len(log_rows(out, "valid"))
+    assert {row["sample_weight"] for row in log_rows(sampled, "valid")} == {1.0}
 
 
 def change(path: Path, column: str, values: list | None) -> None:

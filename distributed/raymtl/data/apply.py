@@ -13,6 +13,7 @@ from raymtl.data.fitted import log_column
 from raymtl.data.prepare_config import SPLITS
 from raymtl.data.raw import Origin, Share
 from raymtl.data.rows import Recipe, stream
+from raymtl.data.sample import sampled
 from raymtl.data.split import Places
 from raymtl.data.statistics import Tally
 from raymtl.data.vocabulary import look_up
@@ -80,7 +81,11 @@ def apply_share(
         for rows in stream(share, recipe, memory["sides"], places):
             made = transform(rows.table, recipe, fitted, vocabularies, rows.origin)
             for number, name in enumerate(SPLITS):
-                mine = made.filter(pa.array(rows.split_n == number))
+                chosen = rows.split_n == number
+                mine = made.filter(pa.array(chosen))
+                if recipe.config.sample is not None and mine.num_rows:
+                    place_n = rows.origin.first_row + np.flatnonzero(chosen)
+                    mine = sampled(mine, recipe.config.sample, fitted, name, place_n)
                 if mine.num_rows:
                     tally.add(name, mine, fitted)
                     parts.add(name, mine)

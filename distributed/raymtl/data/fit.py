@@ -15,6 +15,7 @@ from raymtl.data import scratch, values
 from raymtl.data.prepare_config import FITTED_ON, SPLITS, PrepareConfig
 from raymtl.data.raw import Share
 from raymtl.data.rows import Recipe, Rows, stream
+from raymtl.data.sample import uniform
 from raymtl.data.split import Places
 from raymtl.data.vocabulary import COUNTS, Counter, frequent
 from raymtl.schema import NumericFeature
@@ -140,15 +141,11 @@ def _fitted_on(part: Rows) -> np.ndarray:
 
 
 def _sampled(part: Rows, recipe: Recipe) -> np.ndarray:
-    """Boolean (n,): rows that borders are taken from, by a hash of the row's place (splitmix64)."""
+    """Boolean (n,): rows that borders are taken from, by a hash of the row's place."""
     share = recipe.config.sample_rows / recipe.num_rows
     if share >= 1:
         return np.ones(part.table.num_rows, bool)
-    x = np.arange(part.table.num_rows, dtype=np.uint64) + np.uint64(part.origin.first_row + 1)
-    x *= np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (x ^ (x >> np.uint64(31))) < np.uint64(int(share * 2**64))
+    return uniform(part.origin.first_row + np.arange(part.table.num_rows)) < share
 
 
 def merge_bucket(bucket: int, recipe: Recipe) -> dict[str, Any]:

@@ -92,7 +92,10 @@ def prepare(
         fitted, counted = _fit(recipe, shares, side_refs, out.staging, frozen)
         tally = _apply(recipe, shares, side_refs, fitted, out.staging)
         lineage = _write_transforms(recipe, fitted, out.staging, frozen)
-        result = _write_splits(recipe, result_schema(fitted, lineage), out)
+        written = result_schema(fitted, lineage)
+        if config.sample is not None:
+            written = written.model_copy(update={"weight": config.sample.weight})
+        result = _write_splits(recipe, written, out)
         report = statistics.report(
             tally, fitted, counted["users"], counted["distinct"], counted["dropped"]
         )

@@ -152,6 +152,18 @@ class OrderSplit(Section):
 Split = Annotated[SourceSplit | TimeSplit | OrderSplit, Field(discriminator="by")]
 
 
+class Sample(Section):
+    """Keeps a share of the rows in which nothing happened, each standing for those left out."""
+
+    keep: float = Field(gt=0, le=1)
+    """Share kept of the rows without a positive label of any binary task; 1 / keep is their weight.
+    Which ones follows from their place in the sources."""
+    splits: list[Literal["train", "valid", "test", "pretrain"]] = ["train"]
+    """Splits it is done in; rows of the others have weight 1."""
+    weight: str = "sample_weight"
+    """Column of row weights that is written; times the schema's own weight where it has one."""
+
+
 class Vocabularies(Section):
     default_min_count: PositiveInt = 1
     """Times a value must occur in the training part to get a row of its own."""
@@ -182,6 +194,8 @@ class PrepareConfig(Section):
     are fitted on the training part."""
     vocabularies: Vocabularies = Vocabularies()
     split: Split
+    sample: Sample | None = None
+    """Null keeps all rows."""
     keep: list[str] = []
     """Raw columns carried along under their own names, as row keys for `raymtl predict`."""
     chunk_rows: PositiveInt = 16_384

@@ -47,6 +47,9 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(folder: str) -> None:
     good = small_study(folder).models[1].model_dump()
     with pytest.raises(RankFailed, match=r"bad seed 1: rank 0: loss or gradient is not finite"):
         conduct(small_study(folder, name="failing", models=[good, bad], search={}))
+    broken = {"optimizer": {"dense": {"lr": 1e30}, "clip_norm": None}}
+    with pytest.raises(RankFailed, match="seed 1: its pretraining failed"):
+        conduct(small_study(folder, name="broken", models=[good], search={}, pretrain=broken))
     runs = Path(folder, "studies", "failing", "runs")
     assert sorted(p.parent.name[:3] for p in runs.glob("*/result.json")) == ["bot"]
 

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -48,7 +48,7 @@ def conduct(study: StudyConfig, address: str | None = None, show: Show = print) 
     one = LaunchSection(address=address, num_workers=1, cpus_per_worker=study.cpus_per_run)
     with session(one):
         study = study.model_copy(update={"parallel": _parallel(study, address)})
-        metrics = _train_pretrained(study, grid, show)
+        metrics = _train_all(study, grid, show)
         choices = _chosen(study, grid, metrics)
         folder.write(CHOICES, json.dumps(choices, indent=1).encode())
         final = [
@@ -56,7 +56,7 @@ def conduct(study: StudyConfig, address: str | None = None, show: Show = print) 
             for model in study.models
             for seed in study.seeds
         ]
-        _train_pretrained(study, final, show)
+        _train_all(study, final, show)
         cells = _score_all(study, final, show)
     cells += [Cell(e.label, e.seed, absolute(e.scores)) for e in study.external]
     config = final[0].config
@@ -95,39 +95,45 @@ def _check(study: StudyConfig, grid: Sequence[PlannedRun]) -> None:
             )
 
 
-def _train_pretrained(
-    study: StudyConfig, runs: Sequence[PlannedRun], show: Show
-) -> list[float | None]:
-    """`_train_all`, after the trainings that these runs start from, each of them once."""
-    before = {run.before.config.name: run.before for run in runs if run.before is not None}
-    _train_all(study, list(before.values()), show)
-    return _train_all(study, runs, show)
-
-
 def _train_all(study: StudyConfig, runs: Sequence[PlannedRun], show: Show) -> list[float | None]:
-    """Trains the runs that are not finished; each run's best validation metric, in order."""
-    waiting = [run for run in runs if finished(run.config) is None]
+    """Trains the runs that are not finished, each after the pretraining that it starts from.
+
+    Returns:
+        Each run's best validation metric, in order.
+    """
+    before = {run.before.config.name: run.before for run in runs if run.before is not None}
+    waiting = [run for run in [*before.values(), *runs] if finished(run.config) is None]
     if waiting:
-        show(f"{len(waiting)} of {len(runs)} runs to train, {study.parallel} side by side")
+        show(f"{len(waiting)} runs to train, {study.parallel} side by side")
     began = time.monotonic()
     threads = study.cpus_per_run
     models = registry.registered()
     calls = [(train_cell, (run.config.model_dump(mode="json"), threads, models)) for run in waiting]
+    place = {run.config.name: n for n, run in enumerate(waiting)}
+    names = [run.before.config.name if run.before is not None else "" for run in waiting]
+    after = {n: place[name] for n, name in enumerate(names) if name in place}
     errors = []
-    for done, (number, outcome) in enumerate(_parallelly(study, calls), start=1):
+    for done, (number, outcome) in enumerate(_parallelly(study, calls, after), start=1):
         run = waiting[number]
         if "error" in outcome:
             errors.append(f"{run} seed {run.seed}: {outcome['error']}")
             show(f"failed: {errors[-1]}")
             continue
-        state, metric = outcome["result"]["state"], run.config.validation.metric
-        best = f"{metric} {_number(state['best_value'])} at step {state['best_step']}"
         left_s = (time.monotonic() - began) / done * (len(waiting) - done)
         left = f"about {left_s / 60:.0f} min left"
-        show(f"[{done}/{len(waiting)}] {run} seed {run.seed}: {best}; {left}")
+        show(f"[{done}/{len(waiting)}] {run} seed {run.seed}{_reached(run, outcome)}; {left}")
     _raise_if(errors)
     results = [finished(run.config) for run in runs]
     return [result["state"]["best_value"] if result else None for result in results]
+
+
+def _reached(run: PlannedRun, outcome: dict[str, Any]) -> str:
+    """Its best validation, or nothing where it was not validated."""
+    state = outcome["result"]["state"]
+    if state["best_value"] is None:
+        return ""
+    best = f"{run.config.validation.metric} {state['best_value']:.4f}"
+    return f": {best} at step {state['best_step']}"
 
 
 def _chosen(
@@ -176,23 +182,40 @@ def _score_all(study: StudyConfig, runs: Sequence[PlannedRun], show: Show) -> li
 
 
 def _parallelly(
-    study: StudyConfig, calls: Sequence[tuple[Callable[..., dict], tuple]]
+    study: StudyConfig,
+    calls: Sequence[tuple[Callable[..., dict], tuple]],
+    after: Mapping[int, int] | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Makes calls in Ray tasks, so many at a time; yields number and outcome as they end."""
-    waiting = list(enumerate(calls))[::-1]
-    running: dict[Any, int] = {}
+    """Makes calls in Ray tasks, so many at a time; yields number and outcome as they end.
+
+    Args:
+        after: number of a call -> the call that must have come to its end before. Where that one
+            failed, the call is not made.
+    """
+    after = after or {}
+    waiting, running, failed = list(range(len(calls))), {}, set()
+    ended: set[int] = set()
     while waiting or running:
-        while waiting and len(running) < (study.parallel or 1):
-            number, (function, arguments) = waiting.pop()
+        for number in [n for n in waiting if after.get(n) in failed]:
+            waiting.remove(number)
+            yield number, {"error": "its pretraining failed"}
+        ready = [n for n in waiting if n not in after or after[n] in ended]
+        for number in ready[: (study.parallel or 1) - len(running)]:
+            waiting.remove(number)
+            function, arguments = calls[number]
             gpus = 1 if study.uses_gpu else 0
             task = ray.remote(num_cpus=study.cpus_per_run, num_gpus=gpus, max_retries=1)(function)
             running[task.remote(*arguments)] = number
-        (ready, *_), _ = ray.wait(list(running), num_returns=1)
-        number = running.pop(ready)
+        if not running:
+            continue
+        (first, *_), _ = ray.wait(list(running), num_returns=1)
+        number = running.pop(first)
         try:
-            yield number, ray.get(ready)
+            outcome = ray.get(first)
         except RayError as error:
-            yield number, {"error": f"{type(error).__name__}: {error}"}
+            outcome = {"error": f"{type(error).__name__}: {error}"}
+        (failed if "error" in outcome else ended).add(number)
+        yield number, outcome
 
 
 def _parallel(study: StudyConfig, address: str | None) -> int:
@@ -212,7 +235,3 @@ def _raise_if(errors: Sequence[str]) -> None:
         raise RankFailed(
             "\n".join(["some runs of the study failed; the others are kept:", *errors])
         )
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"

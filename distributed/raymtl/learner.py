@@ -219,9 +219,9 @@ class Learner:
         if finite:
             section = self.config.optimizer
             factor = learning_rate_factor(section.schedule, step, num_steps)
-            scale = clip_scale(squared_norm, section.clip_norm)
+            scale = float(clip_scale(squared_norm, section.clip_norm))
             self.dense.step(scale, factor)
-            self.row_optimizer.step(gradients, float(scale), factor)
+            self.row_optimizer.step(gradients, scale, factor)
             self.balancer.record(total_T)
         return finite, total_T
 

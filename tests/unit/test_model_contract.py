@@ -226,7 +226,7 @@ def _train(model, dense: DenseParameters, inputs: Inputs, batch) -> None:
     dense.zero_grad()
     loss_T = losses.task_losses(model(inputs), batch, ["binary"] * batch.labels_BT.shape[1])
     loss_T.sum().backward()
-    dense.step(torch.ones(()), 1.0)
+    dense.step(1.0, 1.0)
 
 
 @every_model

@@ -1,6 +1,6 @@
 """One pass over a log with a trained model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -29,12 +29,20 @@ def scored(
 
 
 def evaluate(
-    learner: Learner, batches: Iterator[Batch], num_steps: int, section: MetricsSection
+    learner: Learner,
+    batches: Iterator[Batch],
+    num_steps: int,
+    section: MetricsSection,
+    adjust: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, float | int | None]:
-    """Collective. Metrics of every task over a log; equal on every rank."""
+    """Collective. Metrics of every task over a log; equal on every rank.
+
+    Args:
+        adjust: what is made of predictions (B, T) beforehand: calibration.
+    """
     metrics = TaskMetrics(
         learner.layout.task_names, learner.kinds, section.exact_rows, section.num_bins
     )
     for batch, probabilities_BT in scored(learner, batches, num_steps):
-        metrics.update(probabilities_BT, batch)
+        metrics.update(adjust(probabilities_BT) if adjust else probabilities_BT, batch)
     return metrics.compute(learner.device)

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from ray.train.torch import get_device
+from torch import Tensor
 
-from raymtl import collectives
+from raymtl import calibration, collectives
 from raymtl.batch import Batch
 from raymtl.checkpoint import Checkpoint
 from raymtl.cluster import address_of, session
@@ -36,7 +37,12 @@ from raymtl.storage import Folder
 
 
 def evaluate(
-    where: str, log: str, launch: LaunchSection, which: str = "best", show: Show = print
+    where: str,
+    log: str,
+    launch: LaunchSection,
+    which: str = "best",
+    show: Show = print,
+    calibrated: bool = False,
 ) -> dict[str, Any]:
     """Metrics of a checkpoint over a log, per task.
 
@@ -47,6 +53,7 @@ def evaluate(
         which: of a run, `best` (by validation; the last where nothing was validated), `last`, or
             a checkpoint's name.
         show: takes lines for a person.
+        calibrated: after the checkpoint's calibration.
 
     Returns:
         {"checkpoint", "log", "rows", "metrics": {"<task>/<metric>": value or None, …}}.
@@ -56,6 +63,7 @@ def evaluate(
         DamagedCheckpoint: naming the file.
     """
     with _job(where, which, log, launch) as (found, payload, config, ray_folder):
+        payload["curves"] = calibration.read(found.folder) if calibrated else None
         rows = payload["index"].num_rows
         show(f"evaluating {found.folder.url} on {rows:,} rows of {log}")
         metrics = run_workers(evaluate_rank, payload, config, ray_folder, show)
@@ -70,6 +78,7 @@ def predict(
     launch: LaunchSection,
     which: str = "best",
     show: Show = print,
+    calibrated: bool = False,
 ) -> dict[str, Any]:
     """Scores every row of a log and writes them as parquet, beside the row keys.
 
@@ -78,6 +87,7 @@ def predict(
             `keys…, <task>…` (float32 probabilities, or values of a regression).
         keys: columns of the log that name a row; labels need not be there. `log_row` is the row's
             number in the log.
+        calibrated: after the checkpoint's calibration.
 
     Raises:
         InputError: as `evaluate`, and where a key is no column or `out` is not empty.
@@ -92,6 +102,7 @@ def predict(
         )
     with _job(where, which, log, launch, labels=False) as (found, payload, config, ray_folder):
         _require_columns(payload["index"], keys)
+        payload["curves"] = calibration.read(found.folder) if calibrated else None
         target.require_writable()
         rows = payload["index"].num_rows
         show(f"predicting {rows:,} rows of {log} with {found.folder.url}")
@@ -104,7 +115,8 @@ def evaluate_rank(payload: dict[str, Any]) -> dict[str, Any]:
     """Collective. One rank of an evaluation."""
     learner, order = _prepared(payload, _device())
     batches = _batches(payload, learner, order)
-    return evaluate_log(learner, batches, order.steps_per_epoch, learner.config.metrics)
+    adjust = _adjusted(payload, learner)
+    return evaluate_log(learner, batches, order.steps_per_epoch, learner.config.metrics, adjust)
 
 
 def predict_rank(
@@ -117,7 +129,7 @@ def predict_rank(
         read: null means through Ray Data.
     """
     learner, order = _prepared(payload, device or _device())
-    keys, rank = payload["keys"], collectives.rank()
+    keys, rank, adjust = payload["keys"], collectives.rank(), _adjusted(payload, learner)
     columns_read = tuple(key for key in keys if key != LOG_ROW)
     batches = _batches(payload, learner, order, columns_read, labels=False, read=read)
     first_rows = np.array(payload["index"].first_rows)
@@ -131,7 +143,7 @@ def predict_rank(
                 kept = batch.file_B >= 0
                 batch.keys[LOG_ROW] = first_rows[batch.file_B] + batch.row_B
                 columns = [batch.keys[key][kept] for key in keys]
-                columns += list(probabilities_BT.cpu().numpy()[kept].T)
+                columns += list(adjust(probabilities_BT).cpu().numpy()[kept].T)
                 writer.write_table(_table(columns, table_schema))
                 rows += int(kept.sum())
         if rows:
@@ -223,6 +235,24 @@ def _prepared(payload: dict[str, Any], device: torch.device) -> tuple[Learner, O
     learner = Learner(config, schema, device)
     load_learner(found, learner, optimizer=False)
     return learner, order_of(config, payload["index"])
+
+
+def _adjusted(payload: dict[str, Any], learner: Learner) -> Callable[[Tensor], Tensor]:
+    """What calibration makes of predictions (B, T); the predictions themselves without one."""
+    curves = payload.get("curves")
+    if curves is None:
+        return lambda probabilities_BT: probabilities_BT
+    names = learner.layout.task_names
+
+    def adjust(probabilities_BT: Tensor) -> Tensor:
+        columns = probabilities_BT.cpu().numpy().T
+        made = [
+            curves[name](scores) if name in curves else scores
+            for name, scores in zip(names, columns, strict=True)
+        ]
+        return torch.from_numpy(np.stack(made, axis=1).astype(np.float32)).to(learner.device)
+
+    return adjust
 
 
 def _device() -> torch.device:

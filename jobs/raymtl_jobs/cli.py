@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from raymtl_jobs.calibrate import calibrate
 from raymtl_jobs.compare import compare
 from raymtl_jobs.convert import convert
 from raymtl_jobs.doctor import doctor
@@ -25,7 +26,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-VERBS = (init, synth, schema, convert, prepare, train, evaluate, predict, compare, study, doctor)
+VERBS = (
+    *(init, synth, schema, convert, prepare, train, evaluate, calibrate, predict),
+    *(compare, study, doctor),
+)
 for verb in VERBS:
     app.command(verb.__name__)(reporting(verb))
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from raymtl.config import LaunchSection
-from raymtl_jobs.options import Address, DryRun, LogUrl, Where, Which, Workers
+from raymtl_jobs.options import Address, Calibrated, DryRun, LogUrl, Where, Which, Workers
 from raymtl_jobs.output import say, show_metrics, write_result
 from raymtl_jobs.scoring import require_room, results_folder, show_plan
 
@@ -25,6 +25,7 @@ def evaluate(
     workers: Workers = 1,
     address: Address = None,
     out: Out = None,
+    calibrated: Calibrated = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -41,7 +42,7 @@ def evaluate(
     choose(where, checkpoint)
     folder, _, name = (out or f"{results_folder(where, log)}/result.json").rpartition("/")
     require_room(folder or ".")
-    result = evaluate_on_ray(where, log, launch, checkpoint, say)
+    result = evaluate_on_ray(where, log, launch, checkpoint, say, calibrated)
     if as_json:
         print(json.dumps(result, indent=1))
     else:

@@ -24,4 +24,7 @@ LogUrl = Annotated[str, typer.Option("--log", help="The log: parquet under a pat
 Which = Annotated[
     str, typer.Option("--checkpoint", help="Of a run: best, last, or a checkpoint's name.")
 ]
+Calibrated = Annotated[
+    bool, typer.Option("--calibrated", help="After the checkpoint's calibration.")
+]
 Workers = Annotated[int, typer.Option(min=1, help="Ray Train workers.")]

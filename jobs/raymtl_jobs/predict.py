@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from raymtl.config import LaunchSection
-from raymtl_jobs.options import Address, DryRun, LogUrl, Where, Which, Workers
+from raymtl_jobs.options import Address, Calibrated, DryRun, LogUrl, Where, Which, Workers
 from raymtl_jobs.output import say, write_result
 from raymtl_jobs.scoring import show_plan
 
@@ -19,6 +19,7 @@ def predict(
         list[str], typer.Option(metavar="COLUMN", help="Column that names a row; may repeat.")
     ],
     checkpoint: Which = "best",
+    calibrated: Calibrated = False,
     workers: Workers = 1,
     address: Address = None,
     dry_run: DryRun = False,
@@ -33,7 +34,7 @@ def predict(
     from raymtl.storage import absolute
 
     result = predict_on_ray(
-        absolute(where), log, absolute(out), tuple(key), launch, checkpoint, say
+        absolute(where), log, absolute(out), tuple(key), launch, checkpoint, say, calibrated
     )
     # Readers of a parquet folder, pandas' and pyarrow's too, pass over names with an underscore.
     write_result(absolute(out), "_result.json", result)

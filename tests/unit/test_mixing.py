@@ -55,3 +55,12 @@ def test_low_precision_experts_keep_their_type_and_gates_theirs() -> None:
     assert gate.grad is not None and gate.grad.dtype == torch.float32
     wanted = plain(gate.double(), experts.double(), torch.ones(Q, E))
     torch.testing.assert_close(out.double(), wanted, rtol=0.05, atol=0.05)
+
+
+def test_under_autocast_experts_of_float32_stay_so() -> None:
+    gate, experts = random(Q, B, E, dtype=torch.float32), random(E, B, H, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = mix(gate, experts)
+    assert out.dtype == torch.float32
+    out.sum().backward()
+    assert experts.grad is not None and experts.grad.dtype == torch.float32

@@ -179,4 +179,4 @@ def _grouped_linear(x_GBI: Tensor, weight_EIO: Tensor, bias_EO: Tensor) -> Tenso
     # outputs are strided, which later layers pay for.
     weight_GKIO = weight_EIO.unflatten(0, (groups, num // groups))
     out_GKBO = torch.einsum("gbi,gkio->gkbo", x_GBI, weight_GKIO)
-    return out_GKBO.flatten(0, 1) + bias_EO.unsqueeze(1)
+    return out_GKBO.flatten(0, 1) + bias_EO.unsqueeze(1).to(out_GKBO.dtype)

@@ -29,7 +29,9 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_QBE: Tensor, experts_EBH: Tensor, live_QE: Tensor | None) -> Tensor:
         ctx.save_for_backward(gate_QBE, experts_EBH, live_QE)
-        return torch.einsum("qbe,ebh->qbh", gate_QBE.to(experts_EBH.dtype), experts_EBH)
+        # In the experts' type, whatever autocast would make of it: backward has no autocast.
+        with torch.autocast(experts_EBH.device.type, enabled=False):
+            return torch.einsum("qbe,ebh->qbh", gate_QBE.to(experts_EBH.dtype), experts_EBH)
 
     @staticmethod
     def backward(ctx: Any, grad_QBH: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]

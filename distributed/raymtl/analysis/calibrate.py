@@ -1,0 +1,89 @@
+"""Fits a checkpoint's calibration on a log and keeps it in the run's folder."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from raymtl import calibration
+from raymtl.analysis.cells import Cell, read_outcomes, read_scores
+from raymtl.config import LaunchSection
+from raymtl.data.log import LOG_ROW
+from raymtl.errors import InputError
+from raymtl.preflight import indexed
+from raymtl.progress import Show
+from raymtl.run import choose
+from raymtl.saving import read_config
+from raymtl.scoring import predict
+from raymtl.storage import Folder
+
+Scored = Callable[[str, str, str], object]
+"""Scores a log with a checkpoint: (checkpoint, log, folder for the scores)."""
+
+
+def calibrate(
+    where: str,
+    log: str,
+    method: calibration.Method,
+    launch: LaunchSection,
+    which: str = "best",
+    show: Show = print,
+    scored: Scored | None = None,
+) -> dict[str, Any]:
+    """Fits each binary task's curve.
+
+    Args:
+        where: a run folder, or a checkpoint in one.
+        log: URL of a log with labels that the run was not trained on.
+        which: of a run, `best`, `last`, or a checkpoint's name.
+        scored: how the log is scored; null means on Ray with `launch`.
+
+    Returns:
+        What is written: {"checkpoint", "log", "method", "tasks": {task: {"curve", "rows",
+        "before", "after"}}}.
+
+    Raises:
+        InputError: no such checkpoint or log; a task has no binary labels of both kinds.
+    """
+    found = choose(where, which)
+    home, _, name = found.folder.url.rpartition("/")
+    run = Folder(home.removesuffix("/checkpoints"))
+    run.require_writable()
+    _, schema = read_config(found)
+    index = indexed(log, schema)
+    binary = [n for n, task in enumerate(schema.tasks) if task.kind == "binary"]
+    if not binary:
+        raise InputError(
+            "there is nothing to calibrate",
+            f"tasks {', '.join(task.name for task in schema.tasks)}, all regressions",
+            "a binary task",
+            "use predictions as they are",
+        )
+    scores = f"calibration/scores-{name}"
+    run.delete(scores)
+    place = f"{run.url}/{scores}"
+    try:
+        if scored is not None:
+            scored(found.folder.url, log, place)
+        else:
+            predict(found.folder.url, log, place, (LOG_ROW,), launch, show=show)
+        outcomes = read_outcomes(index, schema)
+        scores_NT = read_scores(Cell("model", 0, place), outcomes)
+    finally:
+        run.delete(scores)
+    names = [outcomes.task_names[n] for n in binary]
+
+    def by_task(values_NT: np.ndarray) -> dict[str, np.ndarray]:
+        return {task: values_NT[:, n] for task, n in zip(names, binary, strict=True)}
+
+    labels, weights = by_task(outcomes.labels_NT), by_task(outcomes.weight_NT)
+    result = {
+        "checkpoint": name,
+        "log": {"url": log, "digest": index.digest},
+        "method": method,
+        "tasks": calibration.fit_tasks(by_task(scores_NT), labels, weights, method),
+    }
+    text = json.dumps(result, indent=1, sort_keys=True) + "\n"
+    run.write(calibration.path_of(name), text.encode())
+    return result

@@ -15,6 +15,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from raymtl.batch import Inputs, InputShape
+from raymtl.models.bank_linear import bank_linear
 
 Activation = Literal["relu", "gelu", "silu", "tanh"]
 HiddenUnits = tuple[PositiveInt, ...]
@@ -69,9 +70,12 @@ class BankOfMLPs(nn.Module):
         """
         x = inputs_GBI
         for n, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = _grouped_linear(x, weight, bias)
-            if n < self.num_hidden:
-                x = F.dropout(self.activation(x), self.dropout, self.training)
+            hidden = n < self.num_hidden
+            with_relu = hidden and self.activation is F.relu
+            x = bank_linear(x, weight, bias, with_relu)
+            if hidden:
+                x = x if with_relu else self.activation(x)
+                x = F.dropout(x, self.dropout, self.training)
         return x
 
     def on_each(self, inputs_PBI: Tensor) -> Tensor:
@@ -165,18 +169,3 @@ def _xavier_normal(num: int, in_features: int, out_features: int) -> Tensor:
     for one in weight:
         nn.init.xavier_normal_(one)
     return weight
-
-
-def _grouped_linear(x_GBI: Tensor, weight_EIO: Tensor, bias_EO: Tensor) -> Tensor:
-    groups, num = x_GBI.shape[0], weight_EIO.shape[0]
-    assert num % groups == 0, f"{groups} inputs for {num} MLPs"
-    in_features, out_features = weight_EIO.shape[1:]
-    if groups == num or in_features <= out_features:
-        # The gradients of K views of an input are no more than the outputs' own.
-        x_GKBI = x_GBI.unsqueeze(1).expand(-1, num // groups, -1, -1)
-        return torch.baddbmm(bias_EO.unsqueeze(1), x_GKBI.flatten(0, 1), weight_EIO)
-    # One wide product per input, not K narrow ones that would need K copies of the input. Its
-    # outputs are strided, which later layers pay for.
-    weight_GKIO = weight_EIO.unflatten(0, (groups, num // groups))
-    out_GKBO = torch.einsum("gbi,gkio->gkbo", x_GBI, weight_GKIO)
-    return out_GKBO.flatten(0, 1) + bias_EO.unsqueeze(1).to(out_GKBO.dtype)

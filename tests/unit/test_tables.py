@@ -13,7 +13,14 @@ from helpers import table_training as tt
 from raymtl.batch import PAD, InputShape, Layout
 from raymtl.config import EmbeddingSection
 from raymtl.embedding.initial import fill_initial, initial_rows
-from raymtl.embedding.placement import bucket_range, bucket_start, position, row_at, rows_in_range
+from raymtl.embedding.placement import (
+    bucket_and_k,
+    bucket_range,
+    bucket_start,
+    position,
+    row_at,
+    rows_in_range,
+)
 from raymtl.embedding.plan import NO_KEY, GroupPlan
 from raymtl.embedding.sharded import ShardedTables
 from raymtl.embedding.tables import LocalTables, TableSpec, check_ids, table_specs
@@ -224,3 +231,11 @@ def test_check_ids_names_the_feature_the_id_and_the_table() -> None:
     assert "feature liked" in caught.value.what
     assert caught.value.got == "37; table item has 37 rows"
     assert caught.value.wanted == "0 to 36, or -1 for none"
+
+
+@pytest.mark.parametrize("num_buckets", [1, 2, 3, 16, 1000, 1024])
+def test_bucket_and_k_are_remainder_and_quotient(num_buckets: int) -> None:
+    rows = torch.tensor([0, 1, 2, 15, 16, 17, 999, 1000, 1024, 2**31 - 2, 2**40])
+    bucket, k = bucket_and_k(rows, num_buckets)
+    assert bucket.tolist() == [int(row) % num_buckets for row in rows]
+    assert k.tolist() == [int(row) // num_buckets for row in rows]

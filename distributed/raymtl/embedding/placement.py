@@ -33,9 +33,16 @@ def position(rows: Tensor | int, num_buckets: int, row_n: Tensor) -> Tensor:
         row_n: int64 rows within the table, none negative.
     """
     total = torch.as_tensor(rows, device=row_n.device)
-    bucket = row_n % num_buckets
+    bucket, k = bucket_and_k(row_n, num_buckets)
     before = bucket * (total // num_buckets) + torch.minimum(bucket, total % num_buckets)
-    return before + row_n // num_buckets
+    return before + k
+
+
+def bucket_and_k(row_n: Tensor, num_buckets: int) -> tuple[Tensor, Tensor]:
+    """Row = k * P + bucket; by bits where P is a power of two, which is many times quicker."""
+    if num_buckets & (num_buckets - 1) == 0:
+        return row_n & (num_buckets - 1), row_n >> (num_buckets.bit_length() - 1)
+    return row_n % num_buckets, row_n // num_buckets
 
 
 def row_at(rows: int, num_buckets: int, position_n: Tensor) -> Tensor:

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from raymtl.batch import PAD
-from raymtl.embedding.placement import bucket_range, bucket_start, position, rows_in_range
+from raymtl.embedding.placement import (
+    bucket_and_k,
+    bucket_range,
+    bucket_start,
+    position,
+    rows_in_range,
+)
 from raymtl.embedding.tables import TableSpec
 
 NO_KEY = torch.iinfo(torch.int64).max
@@ -85,7 +91,7 @@ class GroupPlan:
         """
         shift = self._shift_WT[0, table_C]
         if len(self._ranges) > 1:
-            owner_BC = self._owner_P[ids_BC % self.num_buckets]
+            owner_BC = self._owner_P[bucket_and_k(ids_BC, self.num_buckets)[0]]
             shift = self._shift_WT.flatten()[owner_BC * len(self._rows_T) + table_C]
         keys_BC = position(self._rows_T[table_C], self.num_buckets, ids_BC) + shift
         return keys_BC.masked_fill_(ids_BC == PAD, NO_KEY)

@@ -76,12 +76,13 @@ class Disturber:
 def test_a_killed_worker_and_then_a_hung_one_cost_nothing_but_time(
     log: str, undisturbed: dict[str, Any]
 ) -> None:
-    made = config(log, "name=disturbed", "failure.hang_timeout_s=8")
+    # A busy machine may take a slow worker for a hung one, which costs nothing but time either.
+    made = config(log, "name=disturbed", "failure.hang_timeout_s=8", "failure.max_failures=-1")
     plan = (0, 20, signal.SIGKILL), (1, 40, signal.SIGSTOP)
     disturber = Disturber(Path(made.storage, made.name), *plan)
     result = launch.train(made, show=disturber)
     assert disturber.signalled == 2
-    assert sum(line.startswith("going on from step") for line in disturber.lines) == 2
+    assert sum(line.startswith("going on from step") for line in disturber.lines) >= 2
     assert result["state"] == undisturbed["state"]
     assert bytes_of(result["run"]) == bytes_of(undisturbed["run"])
     assert [line["step"] for line in read_lines(result["run"])] == [

@@ -20,22 +20,22 @@ class DenseStem(nn.Module):
         rows: list[int],
         width: int,
         num_tasks: int,
-        num_specific: int,
-        num_shared: int,
+        num_experts: tuple[int, int],
         expert: list[int],
         gate: list[int],
         tower: list[int],
     ):
         super().__init__()
+        num_specific, num_shared = num_experts
         self.num_tasks, self.width, self.num_specific = num_tasks, width, num_specific
         self.tables = nn.ModuleList(nn.Embedding(n, width * (num_tasks + 1)) for n in rows)
         for weight in self.tables.parameters():
             nn.init.normal_(weight, std=1e-4)
         inputs = len(rows) * width
-        num_experts = num_tasks * num_specific + num_shared
+        num_all = num_tasks * num_specific + num_shared
         self.specific = nn.ModuleList(mlp(inputs, expert) for _ in range(num_tasks * num_specific))
         self.shared = nn.ModuleList(mlp(inputs, expert) for _ in range(num_shared))
-        self.gates = nn.ModuleList(mlp(inputs, gate, num_experts) for _ in range(num_tasks + 1))
+        self.gates = nn.ModuleList(mlp(inputs, gate, num_all) for _ in range(num_tasks + 1))
         self.towers = nn.ModuleList(mlp(expert[-1], tower, 1) for _ in range(num_tasks))
 
     def forward(self, ids_BF: Tensor) -> list[Tensor]:

@@ -57,7 +57,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Metrics of a run's checkpoint over a log, on Ray; see `raymtl.scoring.evaluate`."""
     section = LaunchSection(num_workers=num_workers)
-    return scoring.evaluate(absolute(str(where)), log, section, which, show)
+    return scoring.evaluate(absolute(str(where)), log, section, scoring.Pick(which), show)
 
 
 def load(where: str | Path, which: str = "best") -> "Model":

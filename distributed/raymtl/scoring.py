@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,26 @@ from raymtl.source import Read, order_of
 from raymtl.storage import Folder
 
 
+@dataclass(frozen=True)
+class Pick:
+    """What of a run scores."""
+
+    which: str = "best"
+    """`best` (by validation; the last where nothing was validated), `last`, or a checkpoint's name;
+    not looked at where a checkpoint's own folder is given."""
+    calibrated: bool = False
+    """After the checkpoint's calibration."""
+
+
+BEST = Pick()
+
+
 def evaluate(
     where: str,
     log: str,
     launch: LaunchSection,
-    which: str = "best",
+    pick: Pick = BEST,
     show: Show = print,
-    calibrated: bool = False,
 ) -> dict[str, Any]:
     """Metrics of a checkpoint over a log, per task.
 
@@ -50,10 +64,8 @@ def evaluate(
         where: a run folder or a checkpoint folder.
         log: URL of the log.
         launch: workers to use.
-        which: of a run, `best` (by validation; the last where nothing was validated), `last`, or
-            a checkpoint's name.
+        pick: which checkpoint of a run, and whether after its calibration.
         show: takes lines for a person.
-        calibrated: after the checkpoint's calibration.
 
     Returns:
         {"checkpoint", "log", "rows", "metrics": {"<task>/<metric>": value or None, …}}.
@@ -62,8 +74,8 @@ def evaluate(
         InputError: no such checkpoint or log, or they do not fit.
         DamagedCheckpoint: naming the file.
     """
-    with _job(where, which, log, launch) as (found, payload, config, ray_folder):
-        payload["curves"] = calibration.read(found.folder) if calibrated else None
+    with _job(where, pick.which, log, launch) as (found, payload, config, ray_folder):
+        payload["curves"] = calibration.read(found.folder) if pick.calibrated else None
         rows = payload["index"].num_rows
         show(f"evaluating {found.folder.url} on {rows:,} rows of {log}")
         metrics = run_workers(evaluate_rank, payload, config, ray_folder, show)
@@ -76,9 +88,8 @@ def predict(
     out: str,
     keys: tuple[str, ...],
     launch: LaunchSection,
-    which: str = "best",
+    pick: Pick = BEST,
     show: Show = print,
-    calibrated: bool = False,
 ) -> dict[str, Any]:
     """Scores every row of a log and writes them as parquet, beside the row keys.
 
@@ -87,7 +98,6 @@ def predict(
             `keys…, <task>…` (float32 probabilities, or values of a regression).
         keys: columns of the log that name a row; labels need not be there. `log_row` is the row's
             number in the log.
-        calibrated: after the checkpoint's calibration.
 
     Raises:
         InputError: as `evaluate`, and where a key is no column or `out` is not empty.
@@ -100,9 +110,9 @@ def predict(
             "a new folder",
             "name another one, or remove it",
         )
-    with _job(where, which, log, launch, labels=False) as (found, payload, config, ray_folder):
+    with _job(where, pick.which, log, launch, labels=False) as (found, payload, config, ray_folder):
         _require_columns(payload["index"], keys)
-        payload["curves"] = calibration.read(found.folder) if calibrated else None
+        payload["curves"] = calibration.read(found.folder) if pick.calibrated else None
         target.require_writable()
         rows = payload["index"].num_rows
         show(f"predicting {rows:,} rows of {log} with {found.folder.url}")

@@ -35,6 +35,7 @@ def evaluate(
         show_plan(where, checkpoint, log, launch, labels=True)
         return
     from raymtl.run import choose
+    from raymtl.scoring import Pick
     from raymtl.scoring import evaluate as evaluate_on_ray
     from raymtl.storage import absolute
 
@@ -42,7 +43,7 @@ def evaluate(
     choose(where, checkpoint)
     folder, _, name = (out or f"{results_folder(where, log)}/result.json").rpartition("/")
     require_room(folder or ".")
-    result = evaluate_on_ray(where, log, launch, checkpoint, say, calibrated)
+    result = evaluate_on_ray(where, log, launch, Pick(checkpoint, calibrated), say)
     if as_json:
         print(json.dumps(result, indent=1))
     else:

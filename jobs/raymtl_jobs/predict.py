@@ -30,11 +30,11 @@ def predict(
         show_plan(where, checkpoint, log, launch, labels=False)
         say(f"would write columns {', '.join(key)} and one per task to {out}")
         return
+    from raymtl.scoring import Pick
     from raymtl.scoring import predict as predict_on_ray
     from raymtl.storage import absolute
 
-    result = predict_on_ray(
-        absolute(where), log, absolute(out), tuple(key), launch, checkpoint, say, calibrated
-    )
+    pick = Pick(checkpoint, calibrated)
+    result = predict_on_ray(absolute(where), log, absolute(out), tuple(key), launch, pick, say)
     # Readers of a parquet folder, pandas' and pyarrow's too, pass over names with an underscore.
     write_result(absolute(out), "_result.json", result)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from raymtl import calibration
-from raymtl.analysis.cells import Cell, read_outcomes, read_scores
+from raymtl.analysis.cells import Cell, Outcomes, read_outcomes, read_scores
 from raymtl.config import LaunchSection
 from raymtl.data.log import LOG_ROW
 from raymtl.errors import InputError
@@ -52,38 +52,39 @@ def calibrate(
     run.require_writable()
     _, schema = read_config(found)
     index = indexed(log, schema)
-    binary = [n for n, task in enumerate(schema.tasks) if task.kind == "binary"]
-    if not binary:
+    if not any(task.kind == "binary" for task in schema.tasks):
         raise InputError(
             "there is nothing to calibrate",
             f"tasks {', '.join(task.name for task in schema.tasks)}, all regressions",
             "a binary task",
             "use predictions as they are",
         )
-    scores = f"calibration/scores-{name}"
-    run.delete(scores)
-    place = f"{run.url}/{scores}"
+    place = f"calibration/scores-{name}"
+    run.delete(place)
     try:
         if scored is not None:
-            scored(found.folder.url, log, place)
+            scored(found.folder.url, log, f"{run.url}/{place}")
         else:
-            predict(found.folder.url, log, place, (LOG_ROW,), launch, show=show)
-        outcomes = read_outcomes(index, schema)
-        scores_NT = read_scores(Cell("model", 0, place), outcomes)
+            keys, out = (LOG_ROW,), f"{run.url}/{place}"
+            predict(found.folder.url, log, out, keys, launch, show=show)
+        tasks = _fitted(f"{run.url}/{place}", read_outcomes(index, schema), method)
     finally:
-        run.delete(scores)
-    names = [outcomes.task_names[n] for n in binary]
-
-    def by_task(values_NT: np.ndarray) -> dict[str, np.ndarray]:
-        return {task: values_NT[:, n] for task, n in zip(names, binary, strict=True)}
-
-    labels, weights = by_task(outcomes.labels_NT), by_task(outcomes.weight_NT)
-    result = {
-        "checkpoint": name,
-        "log": {"url": log, "digest": index.digest},
-        "method": method,
-        "tasks": calibration.fit_tasks(by_task(scores_NT), labels, weights, method),
-    }
+        run.delete(place)
+    fitted_on = {"url": log, "digest": index.digest}
+    result = {"checkpoint": name, "log": fitted_on, "method": method, "tasks": tasks}
     text = json.dumps(result, indent=1, sort_keys=True) + "\n"
     run.write(calibration.path_of(name), text.encode())
     return result
+
+
+def _fitted(scores: str, outcomes: Outcomes, method: calibration.Method) -> dict[str, Any]:
+    """Of each binary task what `calibration.fit_tasks` gives."""
+    scores_NT = read_scores(Cell("model", 0, scores), outcomes)
+    names = zip(outcomes.task_names, outcomes.kinds, strict=True)
+    binary = {task: t for t, (task, kind) in enumerate(names) if kind == "binary"}
+
+    def by_task(values_NT: np.ndarray) -> dict[str, np.ndarray]:
+        return {task: values_NT[:, t] for task, t in binary.items()}
+
+    labels, weights = by_task(outcomes.labels_NT), by_task(outcomes.weight_NT)
+    return calibration.fit_tasks(by_task(scores_NT), labels, weights, method)

@@ -53,6 +53,7 @@ th{font-weight:600}thead th{color:var(--muted);font-weight:500}
 th[scope=row],thead th:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
 .better{color:var(--good);font-weight:600}.worse{color:var(--bad);font-weight:600}
 .small{color:var(--muted);font-size:.85em}
+.below{display:block}
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr));gap:1rem}
 .panels.two{grid-template-columns:repeat(auto-fill,minmax(min(100%,22rem),1fr));max-width:54rem}
 figure{margin:0;padding:.6rem;background:var(--card);border-radius:.5rem;min-width:0}

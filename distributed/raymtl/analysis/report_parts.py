@@ -68,5 +68,5 @@ def said(d: Difference) -> str:
     return Raw(
         f'<span class="{kind}"><span role="img" aria-label="{d.verdict}" title="{d.verdict}">'
         f"{SIGNS[d.verdict]}</span> {signed(d.value)}</span> "
-        f'<span class="small">[{signed(d.low)}, {signed(d.high)}]</span>'
+        f'<span class="small below">[{signed(d.low)}, {signed(d.high)}]</span>'
     )

@@ -78,6 +78,7 @@ class Disturber:
         self.signalled += 1
 
 
+@pytest.mark.timeout(600)
 def test_a_killed_worker_and_then_a_hung_one_cost_nothing_but_time(
     log: str, undisturbed: dict[str, Any]
 ) -> None:

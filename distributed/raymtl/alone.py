@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from raymtl import calibration, scoring
+from raymtl import scoring
 from raymtl.config import TrainConfig, override, parse
 from raymtl.data.lanes import read_batches
 from raymtl.data.log import LOG_ROW
@@ -80,12 +80,9 @@ def train(config: TrainConfig, resume: bool = False, line: Line | None = None) -
     return result
 
 
-def predict(
-    where: str, log: str, out: str, which: str = "best", calibrated: bool = False
-) -> dict[str, Any]:
+def predict(where: str, log: str, out: str, pick: scoring.Pick = scoring.BEST) -> dict[str, Any]:
     """Scores every row of a log in this process; as `raymtl.scoring.predict` with key `log_row`."""
-    found, payload, _ = scoring.checked(where, which, log, labels=False)
+    found, payload, _ = scoring.checked(where, pick, log, labels=False)
     payload |= {"out": out, "keys": (LOG_ROW,)}
-    payload["curves"] = calibration.read(found.folder) if calibrated else None
     written = scoring.predict_rank(payload, torch.device("cpu"), read_batches)
     return {"checkpoint": found.folder.url, "log": log, "out": out, "rows": written["rows"]}

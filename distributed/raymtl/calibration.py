@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from raymtl.errors import InputError
+from raymtl.run import home_of
 from raymtl.scores import calibration, log_loss
 from raymtl.storage import Folder
 
@@ -118,8 +119,8 @@ def read(checkpoint: Folder) -> dict[str, Curve]:
     Raises:
         InputError: it was not calibrated, or the file is not as it was written.
     """
-    home, _, name = checkpoint.url.rpartition("/")
-    folder, path = Folder(home.removesuffix("/checkpoints")), path_of(name)
+    folder = Folder(home_of(checkpoint.url))
+    path = path_of(checkpoint.url.rpartition("/")[2])
     if folder.size(path) is None:
         raise InputError(
             "the checkpoint was not calibrated",

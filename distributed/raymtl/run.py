@@ -86,6 +86,11 @@ class Run:
         self.folder.write(RESULT, json.dumps(result, indent=1, sort_keys=True).encode())
 
 
+def home_of(checkpoint: str) -> str:
+    """URL of the run folder that a checkpoint folder lies in, or just of the folder above it."""
+    return checkpoint.rstrip("/").rpartition("/")[0].removesuffix("/checkpoints") or "."
+
+
 def choose(where: str, which: str = "best") -> Checkpoint:
     """Opens a checkpoint folder, or the wanted checkpoint of a run folder.
 

@@ -74,8 +74,7 @@ def evaluate(
         InputError: no such checkpoint or log, or they do not fit.
         DamagedCheckpoint: naming the file.
     """
-    with _job(where, pick.which, log, launch) as (found, payload, config, ray_folder):
-        payload["curves"] = calibration.read(found.folder) if pick.calibrated else None
+    with _job(where, pick, log, launch) as (found, payload, config, ray_folder):
         rows = payload["index"].num_rows
         show(f"evaluating {found.folder.url} on {rows:,} rows of {log}")
         metrics = run_workers(evaluate_rank, payload, config, ray_folder, show)
@@ -110,9 +109,8 @@ def predict(
             "a new folder",
             "name another one, or remove it",
         )
-    with _job(where, pick.which, log, launch, labels=False) as (found, payload, config, ray_folder):
+    with _job(where, pick, log, launch, labels=False) as (found, payload, config, ray_folder):
         _require_columns(payload["index"], keys)
-        payload["curves"] = calibration.read(found.folder) if pick.calibrated else None
         target.require_writable()
         rows = payload["index"].num_rows
         show(f"predicting {rows:,} rows of {log} with {found.folder.url}")
@@ -166,10 +164,10 @@ def predict_rank(
 
 @contextmanager
 def _job(
-    where: str, which: str, log: str, launch: LaunchSection, labels: bool = True
+    where: str, pick: Pick, log: str, launch: LaunchSection, labels: bool = True
 ) -> Iterator[tuple[Checkpoint, dict[str, Any], TrainConfig, str]]:
     """Checks everything, and gives Ray a folder of its own that goes away afterwards."""
-    found, payload, config = checked(where, which, log, labels)
+    found, payload, config = checked(where, pick, log, labels)
     values = config.model_dump(mode="json") | {"launch": launch.model_dump(mode="json")}
     config = parse(TrainConfig, values, "the command line")
     payload["config"] = config.model_dump(mode="json")
@@ -178,14 +176,14 @@ def _job(
 
 
 def checked(
-    where: str, which: str, log: str, labels: bool
+    where: str, pick: Pick, log: str, labels: bool
 ) -> tuple[Checkpoint, dict[str, Any], TrainConfig]:
     """A checkpoint and a log that fit, with what a rank needs to know of them.
 
     Raises:
         InputError: no such checkpoint or log, or they do not fit.
     """
-    found = choose(where, which)
+    found = choose(where, pick.which)
     config, schema = read_config(found)
     _require_same_transforms(schema, log)
     payload = {
@@ -193,6 +191,7 @@ def checked(
         "config": config.model_dump(mode="json"),
         "schema": schema.model_dump(mode="json"),
         "index": indexed(log, schema, labels=labels),
+        "curves": calibration.read(found.folder) if pick.calibrated else None,
     }
     return found, payload, config
 
@@ -249,7 +248,7 @@ def _prepared(payload: dict[str, Any], device: torch.device) -> tuple[Learner, O
 
 def _adjusted(payload: dict[str, Any], learner: Learner) -> Callable[[Tensor], Tensor]:
     """What calibration makes of predictions (B, T); the predictions themselves without one."""
-    curves = payload.get("curves")
+    curves = payload["curves"]
     if curves is None:
         return lambda probabilities_BT: probabilities_BT
     names = learner.layout.task_names

@@ -1,6 +1,7 @@
 """Starting a new run from another one's checkpoint (`init_from`)."""
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 from raymtl.checkpoint import Checkpoint
@@ -83,8 +84,7 @@ def _differences(
     then, now = (registry.parse(c.model).model_dump(mode="json") for c in (old_config, config))
     yield from differences("model", then, now)
     for key in MUST_BE_EQUAL:
-        then, now = (_at(c.model_dump(mode="json"), key) for c in (old_config, config))
-        yield from differences(key, then, now)
+        yield from differences(key, *map(attrgetter(key), (old_config, config)))
     then, now = _weights_of(old_schema), _weights_of(schema)
     for name, rows in grown.items():
         now["tables"][name]["rows"] = rows
@@ -101,9 +101,3 @@ def _weights_of(schema: LogSchema) -> dict[str, Any]:
         "tables": {n: schema.table(n).model_dump(mode="json") for n in schema.table_names},
         "tasks": [{"name": t.name, "kind": t.kind, "given": t.given} for t in schema.tasks],
     }
-
-
-def _at(values: dict[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        values = values[part]
-    return values

@@ -33,12 +33,10 @@ def calibrate(
     from rich.table import Table
 
     from raymtl.analysis.calibrate import calibrate as calibrate_on_ray
-    from raymtl.calibration import path_of
     from raymtl.storage import absolute
 
-    where = absolute(where)
     launch = LaunchSection(num_workers=workers, address=address)
-    result = calibrate_on_ray(where, log, method.value, launch, checkpoint, say)
+    result = calibrate_on_ray(absolute(where), log, method.value, launch, checkpoint, say)
     table = Table("task", "rows", "log loss", "after", "calibration", "after")
     for task, values in result["tasks"].items():
         cells = [
@@ -48,5 +46,4 @@ def calibrate(
         ]
         table.add_row(task, f"{values['rows']:,}", *cells)
     Console().print(table)
-    home = where.rpartition("/checkpoints")[0] or where
-    say_result(f"{home}/{path_of(result['checkpoint'])}")
+    say_result(result["url"])

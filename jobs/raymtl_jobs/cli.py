@@ -27,8 +27,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 VERBS = (
-    *(init, synth, schema, convert, prepare, train, evaluate, calibrate, predict),
-    *(compare, study, doctor),
+    init,
+    synth,
+    schema,
+    convert,
+    prepare,
+    train,
+    evaluate,
+    calibrate,
+    predict,
+    compare,
+    study,
+    doctor,
 )
 for verb in VERBS:
     app.command(verb.__name__)(reporting(verb))

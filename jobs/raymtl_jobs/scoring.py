@@ -24,13 +24,12 @@ def results_folder(where: str, log: str) -> str:
 
     That of a single checkpoint lies below its run too, or beside it where it has none.
     """
-    from raymtl.run import CONFIG
+    from raymtl.run import CONFIG, home_of
     from raymtl.storage import Folder
 
     folder = where.rstrip("/")
     if Folder(folder).size("trainer.json") is not None or Folder(folder).size(CONFIG) is None:
-        folder = folder.rpartition("/")[0] or "."
-        folder = folder.removesuffix("/checkpoints")
+        folder = home_of(folder)
     name = log.rstrip("/").rpartition("/")[2].removesuffix(".parquet") or "log"
     return f"{folder}/evaluate/{name}"
 

@@ -49,6 +49,11 @@ def small_config(folder: str, *overrides: str, **values: Any) -> dict[str, Any]:
     return override(base | values, list(overrides))
 
 
+def train_config(folder: str, *overrides: str) -> TrainConfig:
+    """`small_config`, checked."""
+    return parse(TrainConfig, small_config(folder, *overrides), "a test")
+
+
 class Watched:
     """Reads plainly and notes which rows every step held; may fail at a step on a rank."""
 

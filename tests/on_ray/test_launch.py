@@ -15,7 +15,7 @@ import pytest
 
 from helpers.logs import small_log
 from helpers.own_model import Linear
-from helpers.training import bytes_of, read_lines, small_config
+from helpers.training import bytes_of, read_lines, train_config
 from raymtl import alone, launch, scoring
 from raymtl.analysis.cells import read_outcomes
 from raymtl.config import LaunchSection, TrainConfig, override, parse
@@ -37,7 +37,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def config(log: str, *overrides: str) -> TrainConfig:
     long = ["train.num_epochs=4", "checkpoint.every_steps=20", "validation.max_rows=500"]
-    return parse(TrainConfig, small_config(log, *long, *overrides), "a test")
+    return train_config(log, *long, *overrides)
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,8 @@ def test_transforms_that_are_missing_or_damaged_are_refused(folder: Path, tmp_pa
         prepare(second, refused, like=str(copy))
     text = (copy / "transforms.yaml").read_text()
     outside = text.replace("vocabularies/item.parquet", "../../item.parquet")
-    for damaged in ("[1, 2", "digest: 3", "digest: a", outside):
+    wrong = [f"{text}\n{line}" for line in ("joins: 3", "extends: [4]", "vocabularies: []")]
+    for damaged in ("[1, 2", "digest: 3", "digest: a", outside, *wrong):
         (copy / "transforms.yaml").write_text(damaged)
         with pytest.raises(InputError):
             prepare(second, refused, like=str(copy))

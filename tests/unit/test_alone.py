@@ -9,9 +9,9 @@ import torch
 
 import raymtl
 from helpers.logs import small_log
-from helpers.training import bytes_of, read_lines, small_config, train_on_rank
+from helpers.training import bytes_of, read_lines, small_config, train_config, train_on_rank
 from raymtl import alone
-from raymtl.config import TrainConfig, parse
+from raymtl.config import TrainConfig
 from raymtl.errors import InputError
 from raymtl.run import Run, choose
 
@@ -24,8 +24,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def _config(log: str, *overrides: str) -> TrainConfig:
-    values = small_config(log, "train.max_steps=14", *overrides)
-    return parse(TrainConfig, values, "test")
+    return train_config(log, "train.max_steps=14", *overrides)
 
 
 def test_a_run_alone_is_the_run_of_one_rank(log: str) -> None:

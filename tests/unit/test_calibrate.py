@@ -8,12 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.logs import small_log
-from helpers.training import small_config
+from helpers.training import train_config
 from raymtl import alone, calibration
 from raymtl.analysis.calibrate import calibrate
-from raymtl.config import LaunchSection, TrainConfig, parse
+from raymtl.config import LaunchSection
 from raymtl.errors import InputError
 from raymtl.run import choose
+from raymtl.scoring import Pick
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +22,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """A log's folder and a run on it, calibrated on the validation log."""
     folder = str(tmp_path_factory.mktemp("log"))
     small_log(folder, rows=3000)
-    made = parse(TrainConfig, small_config(folder, "train.max_steps=14", "name=run"), "test")
+    made = train_config(folder, "train.max_steps=14", "name=run")
     url = alone.train(made)["run"]
     calibrate(url, f"{folder}/valid", "isotonic", LaunchSection(), scored=alone.predict)
     return folder, url
 
 
 def scores(url: str, log: str, out: Path, calibrated: bool) -> dict[str, np.ndarray]:
-    alone.predict(url, log, str(out), calibrated=calibrated)
+    alone.predict(url, log, str(out), Pick(calibrated=calibrated))
     table = pq.read_table(out).sort_by("log_row")
     return {name: table[name].to_numpy() for name in ("click", "like", "share")}
 
@@ -60,7 +61,7 @@ def test_the_file_says_what_it_was_fitted_on_and_what_it_changed(run: tuple) -> 
 
 def test_another_checkpoint_is_not_calibrated(run: tuple, tmp_path: Path) -> None:
     folder, _ = run
-    made = parse(TrainConfig, small_config(folder, "train.max_steps=3", "name=other"), "test")
+    made = train_config(folder, "train.max_steps=3", "name=other")
     other = alone.train(made)["run"]
     with pytest.raises(InputError, match="was not calibrated"):
-        alone.predict(other, f"{folder}/test", str(tmp_path / "out"), calibrated=True)
+        alone.predict(other, f"{folder}/test", str(tmp_path / "out"), Pick(calibrated=True))

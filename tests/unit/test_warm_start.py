@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers.logs import small_log
-from helpers.training import read_lines, small_config, weights_of
+from helpers.training import read_lines, small_config, train_config, weights_of
 from raymtl import alone
 from raymtl.config import TrainConfig, dump, override, parse
 from raymtl.errors import DamagedCheckpoint, InputError
@@ -27,7 +27,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def config(log: str, *overrides: str) -> TrainConfig:
-    return parse(TrainConfig, small_config(log, "train.max_steps=14", *overrides), "test")
+    return train_config(log, "train.max_steps=14", *overrides)
 
 
 @pytest.fixture(scope="module")

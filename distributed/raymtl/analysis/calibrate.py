@@ -13,7 +13,7 @@ from raymtl.data.log import LOG_ROW
 from raymtl.errors import InputError
 from raymtl.preflight import indexed
 from raymtl.progress import Show
-from raymtl.run import choose
+from raymtl.run import choose, home_of
 from raymtl.saving import read_config
 from raymtl.scoring import predict
 from raymtl.storage import Folder
@@ -40,15 +40,15 @@ def calibrate(
         scored: how the log is scored; null means on Ray with `launch`.
 
     Returns:
-        What is written: {"checkpoint", "log", "method", "tasks": {task: {"curve", "rows",
-        "before", "after"}}}.
+        What is written, and "url", where to: {"checkpoint", "log", "method", "tasks": {task:
+        {"curve", "rows", "before", "after"}}}.
 
     Raises:
         InputError: no such checkpoint or log; a task has no binary labels of both kinds.
     """
     found = choose(where, which)
-    home, _, name = found.folder.url.rpartition("/")
-    run = Folder(home.removesuffix("/checkpoints"))
+    name = found.folder.url.rpartition("/")[2]
+    run = Folder(home_of(found.folder.url))
     run.require_writable()
     _, schema = read_config(found)
     index = indexed(log, schema)
@@ -74,7 +74,7 @@ def calibrate(
     result = {"checkpoint": name, "log": fitted_on, "method": method, "tasks": tasks}
     text = json.dumps(result, indent=1, sort_keys=True) + "\n"
     run.write(calibration.path_of(name), text.encode())
-    return result
+    return result | {"url": f"{run.url}/{calibration.path_of(name)}"}
 
 
 def _fitted(scores: str, outcomes: Outcomes, method: calibration.Method) -> dict[str, Any]:

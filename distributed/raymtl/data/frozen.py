@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-import yaml
 
-from raymtl.config import parse
+from raymtl.config import TrainConfig, parse, parse_yaml
 from raymtl.data.fitted import file_digest, vocabulary_path
 from raymtl.data.prepare_config import PrepareConfig
 from raymtl.differences import differences
@@ -74,26 +73,36 @@ def _places(where: str) -> Iterator[str]:
     yield where.rpartition("/")[0] or "."
     folder = Folder(where)
     if folder.size("config.yaml") is not None:
-        values = yaml.safe_load(folder.read("config.yaml"))
-        train = values.get("data", {}).get("train") if isinstance(values, dict) else None
-        if isinstance(train, str):
-            yield train.rstrip("/").rpartition("/")[0] or "."
+        source = f"{where}/config.yaml"
+        text = folder.read("config.yaml").decode(errors="replace")
+        train = parse(TrainConfig, parse_yaml(text, source), source).data.train
+        yield train.rstrip("/").rpartition("/")[0] or "."
 
 
 def _parsed(url: str, text: bytes, extend: bool) -> Frozen:
     source = f"{url}/{TRANSFORMS}"
-    try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):
-        values = None
-    if not isinstance(values, dict) or not isinstance(values.get("digest"), str):
+    values = parse_yaml(text.decode(errors="replace"), source)
+    known = [
+        isinstance(values.get("digest"), str),
+        isinstance(values.get("schema"), dict),
+        all(isinstance(j, dict) and isinstance(j.get("name"), str) for j in _list(values, "joins")),
+        all(isinstance(digest, str) for digest in _list(values, "extends")),
+        isinstance(values.get("vocabularies", {}), dict),
+    ]
+    if not all(known):
         raise InputError(
             "the transforms to take over cannot be read",
             source,
             f"the {TRANSFORMS} that `raymtl prepare` wrote",
             "restore the file, or prepare that log anew",
         )
-    return Frozen(url, values, parse(LogSchema, values.get("schema") or {}, source), extend)
+    return Frozen(url, values, parse(LogSchema, values["schema"], source), extend)
+
+
+def _list(values: dict[str, Any], key: str) -> list[Any]:
+    """A list of the file; one that fits nothing where it is something else."""
+    found = values.get(key, [])
+    return found if isinstance(found, list) else [None]
 
 
 def apply_frozen(config: PrepareConfig, frozen: Frozen) -> PrepareConfig:
@@ -111,7 +120,7 @@ def apply_frozen(config: PrepareConfig, frozen: Frozen) -> PrepareConfig:
         "rates": [rate.model_dump(mode="json") for rate in config.rates],
     }
     then = {key: frozen.values.get(key) for key in now}
-    then["joins"] = {j["name"]: j for j in frozen.values.get("joins") or []}
+    then["joins"] = {j["name"]: j for j in frozen.values.get("joins", [])}
     for part in (now, then):
         if part["sequences"]:  # its order names sources, which are new ones
             part["sequences"] = {k: v for k, v in part["sequences"].items() if k != "order"}
@@ -155,7 +164,7 @@ def copy_vocabularies(frozen: Frozen, staging: str) -> None:
     Raises:
         InputError: one is missing, or not the one that was fitted.
     """
-    known = frozen.values.get("vocabularies") or {}
+    known = frozen.values.get("vocabularies", {})
     fs, root = filesystem(frozen.url)
     for name in frozen.schema.table_names:
         path = frozen.schema.table(name).vocabulary

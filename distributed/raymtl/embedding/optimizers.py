@@ -50,7 +50,7 @@ def build(config: RowOptimizerSection, tables: Stores) -> RowOptimizer:
     return classes[config.name](config, tables)
 
 
-class Rates:
+class LearningRates:
     """The learning rate of each row: one for all, or one a table."""
 
     def __init__(self, config: RowOptimizerSection, tables: Stores):
@@ -84,7 +84,7 @@ class RowwiseAdagrad:
     num_steps = 0
 
     def __init__(self, config: RowOptimizerSection, tables: Stores):
-        self.config, self.rates = config, Rates(config, tables)
+        self.config, self.rates = config, LearningRates(config, tables)
         for store in tables.stores:
             store.add_state("sum_of_squares", 1, config.initial_accumulator)
 
@@ -118,7 +118,7 @@ class LazyAdam:
     num_steps = 0
 
     def __init__(self, config: RowOptimizerSection, tables: Stores):
-        self.config, self.rates = config, Rates(config, tables)
+        self.config, self.rates = config, LearningRates(config, tables)
         for store in tables.stores:
             store.add_state("exp_avg", tables.width)
             store.add_state("exp_avg_sq", tables.width)
@@ -166,7 +166,7 @@ class DenseAdam:
     """torch.optim.Adam over whole tables, operation by operation, weight_decay being l2."""
 
     def __init__(self, config: RowOptimizerSection, tables: Stores):
-        self.config, self.rates = config, Rates(config, tables)
+        self.config, self.rates = config, LearningRates(config, tables)
         self.num_steps = 0
         for store in tables.stores:
             store.add_state("exp_avg", tables.width)

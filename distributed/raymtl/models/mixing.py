@@ -1,5 +1,6 @@
 """Gated sums of experts, as a product of its own: gradients in the experts' own layout."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,12 @@ def mix(gate_QBE: Tensor, experts_EBH: Tensor, live_QE: Tensor | None = None) ->
         (Q, B, H), in the experts' type.
     """
     return _Mix.apply(gate_QBE, experts_EBH, live_QE)  # type: ignore[no-any-return]
+
+
+def mix_each(gate_PQBE: Tensor | Sequence[Tensor], experts_PEBH: Tensor) -> Tensor:
+    """`mix` of each of P streams by its own gates, one behind the other, (P * Q, B, H)."""
+    mixed = [mix(gate, own) for gate, own in zip(gate_PQBE, experts_PEBH, strict=True)]
+    return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
 
 
 class _Mix(torch.autograd.Function):

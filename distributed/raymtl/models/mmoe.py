@@ -17,7 +17,7 @@ from raymtl.models.blocks import (
     shared_input,
 )
 from raymtl.models.head_model import GatedHeadModel
-from raymtl.models.mixing import mix
+from raymtl.models.mixing import mix, mix_each
 
 
 class _MixtureSection(Section):
@@ -85,9 +85,7 @@ class MmoeHead(nn.Module):
         experts_VEBH = self.experts.on_each(x_VBI)
         # Each of the V inputs serves the gates that read it: all of them, or one.
         gate_VQBE = self._gates(x_VBI).unflatten(0, (len(x_VBI), -1))
-        mixed = [mix(g, e) for g, e in zip(gate_VQBE, experts_VEBH, strict=True)]
-        mixed_TBH = torch.cat(mixed) if len(mixed) > 1 else mixed[0]
-        return self.towers(mixed_TBH).squeeze(-1).t()
+        return self.towers(mix_each(gate_VQBE, experts_VEBH)).squeeze(-1).t()
 
     def gate_sources(self, task_names: tuple[str, ...]) -> tuple[str, ...]:
         """The columns of `gate_mass`."""

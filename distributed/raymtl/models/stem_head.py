@@ -17,7 +17,7 @@ from raymtl.models.blocks import (
     mean_gates,
     shared_input,
 )
-from raymtl.models.mixing import mix
+from raymtl.models.mixing import mix, mix_each
 
 
 class StemConfig(Section):
@@ -178,8 +178,7 @@ class StemLayer(nn.Module):
         specific_RBH = mix(gate_RBE, specific_EBH, self.live_CQE.flatten(0, 1))
         # One copy may serve the queries of all: before the first layer the streams are the same.
         gates_PQBK = gate_RBK.chunk(len(shared_PKBH))
-        shared = [mix(g, e) for g, e in zip(gates_PQBK, shared_PKBH, strict=True)]
-        shared_RBH = torch.cat(shared) if len(shared) > 1 else shared[0]
+        shared_RBH = mix_each(gates_PQBK, shared_PKBH)
         return (specific_RBH + shared_RBH).unflatten(0, gate_CQBK.shape[:2])
 
 

@@ -27,7 +27,7 @@ from raymtl.embedding.placement import bucket_start
 from raymtl.errors import DamagedCheckpoint, InputError
 from raymtl.shards import ShardFile, damaged
 from raymtl.status import attempt, raise_together
-from raymtl.storage import Folder
+from raymtl.storage import Folder, persistently
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -117,19 +117,21 @@ class CheckpointWriter:
         parts = collectives.gather_bytes(mine, device)
         entries = [entry for part in parts for entry in json.loads(part)]
         if collectives.rank() == 0:
-            _, error = attempt(lambda: self._write_manifest(snapshot, entries))
+            _, error = attempt(
+                lambda: persistently(lambda: self._write_manifest(snapshot, entries))
+            )
         raise_together(error, device)
         return snapshot.step
 
     def _write(self, snapshot: Snapshot) -> None:
         folder = self.checkpoints / folder_name(snapshot.step)
         try:
-            self._entries = write_files(folder, snapshot)
+            self._entries = persistently(lambda: write_files(folder, snapshot))
         except OSError as error:
             self._error = InputError(
                 "a checkpoint cannot be written",
                 f"{folder.url}: {error}",
-                "room and permission for the checkpoint",
+                "room and permission for the checkpoint, and storage that answers",
                 "free space or mend the storage, then resume; earlier checkpoints are whole",
             )
         except Exception as error:

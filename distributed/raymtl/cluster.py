@@ -9,12 +9,15 @@ from contextlib import contextmanager
 
 import ray
 
+from raymtl.auth import require_private_token
 from raymtl.config import LaunchSection
 from raymtl.errors import InputError
 
 DATA_CPUS_PER_WORKER = 1.0
 """Logical CPUs a rank's reading tasks may hold at once."""
-LOOPBACK = "127.0.0.1"
+LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+"""Address of a local Ray. On Linux all of 127.0.0.0/8 is loopback; for 127.0.0.1 itself Ray takes
+an address that the network reaches."""
 LOCAL_ENVIRONMENT = {
     # Sockets, logs and spilled objects, in the subfolder `ray`; a short path, as sockets need it.
     # Processes of a local Ray that ask for "the" cluster look it up in this folder. In Ray's usual
@@ -51,6 +54,7 @@ def session(section: LaunchSection) -> Iterator[None]:
     if address:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     else:
+        require_private_token()
         with environment(LOCAL_ENVIRONMENT):
             ray.init(
                 address="local",

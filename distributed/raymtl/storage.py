@@ -1,15 +1,31 @@
 """Folders on any filesystem pyarrow or fsspec can reach, and the few things raymtl does there."""
 
+import errno
 import os
 import shutil
+import time
 import uuid
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
 
 from raymtl.errors import InputError, one_line
+
+T = TypeVar("T")
+START_FOLDER = "RAYMTL_FOLDER"
+"""Environment variable that a submitted job has: the folder that its command was typed in."""
+
+PAUSES_S = (1.0, 4.0, 15.0)
+"""Seconds between tries to write to storage that does not answer; training goes on meanwhile."""
+FINAL_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+}
+"""Error numbers of storage that is full or forbidden, which a person must mend."""
 
 
 def filesystem(url: str) -> tuple[fs.FileSystem, str]:
@@ -28,10 +44,12 @@ def filesystem(url: str) -> tuple[fs.FileSystem, str]:
 def absolute(url: str) -> str:
     """A local path made absolute, for processes with another working folder; a URL as it is.
 
-    A slash at the end is dropped.
+    Relative paths start at RAYMTL_FOLDER where that is set, else at the working folder. A slash at
+    the end is dropped.
     """
     url = url.rstrip("/") if len(url) > 1 else url
-    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
+    start = os.environ.get(START_FOLDER) or os.getcwd()
+    return url if "://" in url else os.path.abspath(os.path.join(start, os.path.expanduser(url)))
 
 
 @lru_cache(maxsize=8)
@@ -56,6 +74,22 @@ def _fsspec(url: str, arrow_error: Exception) -> tuple[fs.FileSystem, str]:
             "mend the URL, or install the fsspec package of its scheme",
         ) from None
     return fs.PyFileSystem(fs.FSSpecHandler(inner)), path
+
+
+def persistently(action: Callable[[], T]) -> T:
+    """Does what storage refuses again, after each of `PAUSES_S`, as it may be back by then.
+
+    Raises:
+        OSError: the last one, or at once the first that waiting does not mend (`FINAL_ERRORS`).
+    """
+    for pause in PAUSES_S:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno in FINAL_ERRORS:
+                raise
+            time.sleep(pause)
+    return action()
 
 
 class Folder:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from raymtl.auth import use_token
 from raymtl_jobs.calibrate import calibrate
 from raymtl_jobs.compare import compare
 from raymtl_jobs.convert import convert
@@ -16,6 +17,7 @@ from raymtl_jobs.predict import predict
 from raymtl_jobs.prepare import prepare
 from raymtl_jobs.schema import schema
 from raymtl_jobs.study import study
+from raymtl_jobs.submit import CONTEXT, submit
 from raymtl_jobs.synth import synth
 from raymtl_jobs.train import train
 
@@ -38,10 +40,12 @@ VERBS = (
     predict,
     compare,
     study,
+    submit,
     doctor,
 )
 for verb in VERBS:
-    app.command(verb.__name__)(reporting(verb))
+    context = CONTEXT if verb is submit else None
+    app.command(verb.__name__, context_settings=context)(reporting(verb))
 
 
 def version() -> str:
@@ -70,6 +74,7 @@ def raymtl(
 
 def main() -> None:
     """The console script `raymtl`."""
+    use_token()
     app()
 
 

@@ -18,6 +18,10 @@ InitFrom = Annotated[
     str | None,
     typer.Option(metavar="RUN", help="Start from this run's or checkpoint's weights."),
 ]
+OrResume = Annotated[
+    bool,
+    typer.Option("--or-resume", help="If a run of this name was begun already, go on with it."),
+]
 OptionalName = Annotated[
     str | None,
     typer.Argument(metavar="CONFIG", help="A shipped name or a YAML file; not with --resume."),
@@ -29,6 +33,7 @@ def train(
     overrides: Overrides = None,
     resume: Resume = None,
     init_from: InitFrom = None,
+    or_resume: OrResume = False,
     address: Address = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -40,11 +45,14 @@ def train(
         given.append(f"init_from={json.dumps(init_from)}")
     from raymtl.run import located
 
-    resolved = located(of_run(resume, given) if resume else of_config(given))
+    resolved, resuming = of_run(resume, given) if resume else of_config(given), bool(resume)
+    if or_resume and not resuming:
+        resolved, resuming = begun(resolved)
+    resolved = located(resolved)
     if dry_run:
-        _show_plan(resolved, resuming=bool(resume))
+        _show_plan(resolved, resuming)
         return
-    result = _train(resolved, resuming=bool(resume))
+    result = _train(resolved, resuming)
     metrics = result["state"]["best_metrics"]
     if metrics:
         show_metrics(metrics, f"validation at step {result['state']['best_step']}, the best")
@@ -97,6 +105,16 @@ def of_run(run: str, overrides: list[str]) -> TrainConfig:
     storage, _, name = absolute(folder).rpartition("/")
     values = override(values, overrides) | {"storage": storage or "/", "name": name}
     return parse(TrainConfig, values, f"{folder}/{CONFIG}")
+
+
+def begun(config: TrainConfig) -> tuple[TrainConfig, bool]:
+    """The config, and whether its run was begun; then with the start that was chosen for it."""
+    from raymtl.run import Run
+
+    run = Run.of(config)
+    if not run.exists():
+        return config, False
+    return config.model_copy(update={"init_from": run.read_config().init_from}), True
 
 
 def _show_plan(config: TrainConfig, resuming: bool) -> None:

@@ -15,12 +15,15 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """A Ray of 4 logical CPUs and a small object store, which these tests start and stop."""
+def local_ray() -> Iterator[Path]:
+    """A Ray of 4 logical CPUs and a small object store, which these tests start and stop.
+
+    Yields the folder that its logs are below.
+    """
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's sockets need a short path.
     with environment({"RAY_TMPDIR": folder}):
         _start()
-    yield
+    yield Path(folder)
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,10 +1,6 @@
 """Training on Ray: killed and hung workers, errors that end a run, evaluation and prediction."""
 
-import os
-import re
 import signal
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from helpers.disturber import Disturber
 from helpers.logs import small_log
 from helpers.own_model import Linear
 from helpers.training import bytes_of, read_lines, train_config
@@ -45,39 +42,6 @@ def undisturbed(log: str) -> dict[str, Any]:
     return launch.train(config(log, "name=undisturbed"))
 
 
-class Disturber:
-    """Shows lines, and signals a worker of each start of the run when a checkpoint is there."""
-
-    def __init__(self, run: Path, *plan: tuple[int, int, signal.Signals]):
-        """`plan`: for each start (rank, step of the checkpoint waited for, signal)."""
-        self.run, self.plan = run, plan
-        self.lines: list[str] = []
-        self.begun: set[int] = set()
-        """Ranks that said they began, since the last start."""
-        self.start = self.signalled = 0
-
-    def __call__(self, line: str) -> None:
-        self.lines.append(line)
-        found = re.match(r"rank (\d+) of \d+: process (\d+)", line)
-        if not found:
-            return
-        rank = int(found[1])
-        if rank in self.begun:
-            self.start, self.begun = self.start + 1, set()
-        self.begun.add(rank)
-        wanted, step, what = self.plan[min(self.start, len(self.plan) - 1)]
-        if self.start < len(self.plan) and rank == wanted:
-            waiting = (int(found[2]), step, what)
-            threading.Thread(target=self._wait_and_signal, args=waiting).start()
-
-    def _wait_and_signal(self, process: int, step: int, what: signal.Signals) -> None:
-        manifest = self.run / "checkpoints" / f"step-{step:08}" / "manifest.json"
-        while not manifest.exists():
-            time.sleep(0.005)
-        os.kill(process, what)
-        self.signalled += 1
-
-
 @pytest.mark.timeout(600)
 def test_a_killed_worker_and_then_a_hung_one_cost_nothing_but_time(
     log: str, undisturbed: dict[str, Any]
@@ -85,7 +49,7 @@ def test_a_killed_worker_and_then_a_hung_one_cost_nothing_but_time(
     # A busy machine may take a slow worker for a hung one, which costs nothing but time either.
     made = config(log, "name=disturbed", "failure.hang_timeout_s=8", "failure.max_failures=-1")
     plan = (0, 20, signal.SIGKILL), (1, 40, signal.SIGSTOP)
-    disturber = Disturber(Path(made.storage, made.name), *plan)
+    disturber = Disturber(f"{made.storage}/{made.name}", *plan)
     result = launch.train(made, show=disturber)
     assert disturber.signalled == 2
     assert sum(line.startswith("going on from step") for line in disturber.lines) >= 2

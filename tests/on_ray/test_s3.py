@@ -1,0 +1,79 @@
+"""Raw files, log, run and metrics on an S3 server: a worker is killed, the run goes on, is scored."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pyarrow import fs
+
+from helpers.disturber import Disturber
+from helpers.procs import run_ranks
+from helpers.raw_logs import CONFIG, write_raw
+from helpers.s3 import BUCKET, s3_server
+from helpers.training import bytes_of, read_lines, small_config, train_on_rank
+from raymtl import launch, scoring
+from raymtl.config import LaunchSection, TrainConfig, override, parse
+from raymtl.data.log import read_index
+from raymtl.data.prepare import PrepareConfig, prepare
+
+ROOT = f"s3://{BUCKET}"
+
+
+@pytest.fixture(scope="module")
+def secret() -> Iterator[str]:
+    with s3_server() as secret:
+        yield secret
+
+
+@pytest.fixture(scope="module")
+def log(secret: str, local_ray: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A log prepared from raw files in the bucket; Ray's processes know the server from theirs."""
+    raw = tmp_path_factory.mktemp("raw")
+    write_raw(raw)
+    remote = fs.FileSystem.from_uri(ROOT)[0]
+    fs.copy_files(str(raw), f"{BUCKET}/raw", destination_filesystem=remote)
+    config = yaml.safe_load(CONFIG) | {"data_root": f"{ROOT}/raw"}
+    return prepare(parse(PrepareConfig, config, "a test"), f"{ROOT}/log")["url"]
+
+
+def values(log: str, storage: str, *overrides: str) -> dict[str, Any]:
+    sizes = ["data.chunk_rows=16", "train.global_batch_size=32", "checkpoint.every_steps=10"]
+    sizes += ["embedding.replicate_rows=4", "train.num_epochs=3", "validation.every_steps=20"]
+    return small_config(log, f"storage={storage}", *sizes, *overrides)
+
+
+def copied(run: str, folder: Path) -> str:
+    """The run's files on this disk."""
+    remote, path = fs.FileSystem.from_uri(run)
+    fs.copy_files(path, str(folder), source_filesystem=remote)
+    return str(folder)
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_run_with_everything_on_s3_ends_as_one_on_a_disk_and_writes_no_secret(
+    secret: str, log: str, local_ray: Path, tmp_path: Path
+) -> None:
+    made = parse(TrainConfig, values(log, f"{ROOT}/runs"), "a test")
+    disturber = Disturber(f"{made.storage}/{made.name}", (1, 10, signal.SIGKILL))
+    result = launch.train(made, show=disturber)
+    assert disturber.signalled == 1 and any(line.startswith("going on") for line in disturber.lines)
+    undisturbed = run_ranks(train_on_rank, 2, values(log, str(tmp_path / "disk")))[0]
+    assert result["state"] == undisturbed["state"]
+    here = copied(result["run"], tmp_path / "killed")
+    assert bytes_of(here) == bytes_of(undisturbed["run"])
+    steps = [line["step"] for line in read_lines(here)]
+    assert steps == [line["step"] for line in read_lines(undisturbed["run"])]
+
+    longer = override(made.model_dump(), ["train.num_epochs=4", "launch.num_workers=1"])
+    resumed = launch.train(parse(TrainConfig, longer, "a test"), resume=True)
+    assert resumed["state"]["rows"] == result["state"]["rows"] * 4 // 3
+    found = scoring.evaluate(result["run"], f"{log}/test", LaunchSection(num_workers=1))
+    assert found["rows"] == read_index(f"{log}/test").num_rows > 0
+    assert found["metrics"]["like/auc"] is not None
+    everything = [Path(copied(ROOT, tmp_path / "bucket")), local_ray]
+    files = [path for root in everything for path in root.rglob("*") if path.is_file()]
+    assert len(files) > 50
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray._private import ray_constants
 
 from raymtl.auth import require_private_token
 from raymtl.config import LaunchSection
@@ -15,9 +16,7 @@ from raymtl.errors import InputError
 
 DATA_CPUS_PER_WORKER = 1.0
 """Logical CPUs a rank's reading tasks may hold at once."""
-LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
-"""Address of a local Ray. On Linux all of 127.0.0.0/8 is loopback; for 127.0.0.1 itself Ray takes
-an address that the network reaches."""
+LOOPBACK = "127.0.0.1"
 LOCAL_ENVIRONMENT = {
     # Sockets, logs and spilled objects, in the subfolder `ray`; a short path, as sockets need it.
     # Processes of a local Ray that ask for "the" cluster look it up in this folder. In Ray's usual
@@ -55,7 +54,7 @@ def session(section: LaunchSection) -> Iterator[None]:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     else:
         require_private_token()
-        with environment(LOCAL_ENVIRONMENT):
+        with environment(LOCAL_ENVIRONMENT), _on_loopback():
             ray.init(
                 address="local",
                 num_cpus=local_cpus(section),
@@ -70,6 +69,21 @@ def session(section: LaunchSection) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Lets a Ray that is started keep the address 127.0.0.1, so that its ports listen there only.
+
+    On Linux Ray takes an address that the network reaches instead, whatever it is told, and listens
+    on all of them; on other systems, where it is never more than one node, it does not.
+    """
+    several_nodes = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = several_nodes
 
 
 def address_of(section: LaunchSection) -> str | None:

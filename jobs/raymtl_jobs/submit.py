@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,6 @@ import typer
 from raymtl.errors import InputError
 from raymtl.storage import START_FOLDER, absolute
 from raymtl_jobs import names
-from raymtl_jobs.options import Address
 from raymtl_jobs.output import INTERRUPTED, say
 from raymtl_jobs.wheel import pack, package_folder, pinned_requirements
 
@@ -26,6 +26,11 @@ LOCAL_VERBS = ("init", "convert", "submit")
 ON_HEAD = {"node:__internal_head__": 0.001}
 """Resource that keeps the driver on the head and takes no CPU, so no training node's last one."""
 
+PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)
+Dashboard = Annotated[
+    str | None,
+    typer.Option(help="URL of the cluster's dashboard. Default: RAY_API_SERVER_ADDRESS."),
+]
 Retries = Annotated[
     int, typer.Option(min=0, help="Times a job is started anew, and a run resumed, if it died.")
 ]
@@ -51,7 +56,7 @@ class Job:
 
     @property
     def entrypoint(self) -> str:
-        """The shell's line; without the shell staying, so that a signal's exit code is the job's."""
+        """The shell's line; the shell does not stay, so that a signal's exit code is the job's."""
         return f"exec python -m raymtl_jobs.cli {shlex.join(self.arguments)}"
 
 
@@ -62,7 +67,7 @@ CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
 def submit(
     context: typer.Context,
     verb: Verb,
-    address: Address = None,
+    address: Dashboard = None,
     max_retries: Retries = 0,
     requirements: Requirements = None,
     no_install: NoInstall = False,
@@ -209,7 +214,10 @@ def shown(job: Job) -> dict[str, Any]:
 
 
 def connected(address: str | None) -> Any:
-    """A client of the cluster's Jobs API; `address` is its dashboard's URL, or null for RAY_ADDRESS.
+    """A client of the cluster's Jobs API.
+
+    Args:
+        address: its dashboard's URL; null for RAY_API_SERVER_ADDRESS or RAY_ADDRESS.
 
     Raises:
         InputError: nobody answers there, or the token is missing or wrong.
@@ -234,12 +242,7 @@ def followed(client: Any, job: Job) -> int | None:
     Returns:
         The exit code; null where the driver died without one.
     """
-    number = client.submit_job(
-        entrypoint=job.entrypoint,
-        runtime_env=dict(job.runtime_env),
-        metadata=job.metadata,
-        entrypoint_resources=ON_HEAD,
-    )
+    number = submitted(client, job)
     say(f"job {number}: raymtl {shlex.join(job.arguments)}")
     for what in ("status", "logs", "stop"):
         say(f"  ray job {what} {number} --address {client.get_address()}")
@@ -251,6 +254,23 @@ def followed(client: Any, job: Job) -> int | None:
     ended = client.get_job_info(number)
     say(f"job {number}: {ended.status.value.lower()}   {ended.message or ''}".rstrip())
     return exit_code(ended.status.value, ended.driver_exit_code)
+
+
+def submitted(client: Any, job: Job) -> str:
+    """Hands the job over; a head that has just started is asked again until it can take one."""
+    for pause in (*PAUSES_S, None):
+        try:
+            return client.submit_job(
+                entrypoint=job.entrypoint,
+                runtime_env=dict(job.runtime_env),
+                metadata=job.metadata,
+                entrypoint_resources=ON_HEAD,
+            )
+        except RuntimeError as error:
+            if pause is None or "try again later" not in str(error):
+                raise
+            time.sleep(pause)
+    raise AssertionError
 
 
 def exit_code(status: str, code: int | None) -> int | None:

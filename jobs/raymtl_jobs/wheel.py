@@ -1,7 +1,7 @@
 """This program as a wheel without dependencies, made from whatever it was imported from.
 
-`pip wheel` would need a checkout and, to build in, setuptools from a registry. And Ray installs a
-wheel that it ships with all the dependencies it names, torch and Ray included, into each job's path.
+`pip wheel` would need a checkout and, to build in, setuptools from a registry. With a wheel that
+Ray ships it installs all the dependencies it names, torch and Ray included, into each job's path.
 """
 
 import base64

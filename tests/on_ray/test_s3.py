@@ -1,4 +1,4 @@
-"""Raw files, log, run and metrics on an S3 server: a worker is killed, the run goes on, is scored."""
+"""Raw files, log and run on an S3 server: a worker is killed, the run goes on and is scored."""
 
 import signal
 from collections.abc import Iterator

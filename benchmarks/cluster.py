@@ -13,13 +13,11 @@ import time
 import urllib.error
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "distributed")]
-
 import yaml
 from local_cluster import LocalCluster
 
-from helpers.raw_logs import CONFIG, write_raw
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "distributed")]
 
 SMALL = ["embedding.width=4", "train.global_batch_size=32", "data.num_lanes=4"]
 SMALL += ["data.chunk_rows=16", "model.expert_hidden_units=[8]", "checkpoint.every_steps=5"]
@@ -34,7 +32,10 @@ STUDY = {
     },
     "models": [
         {"label": "single", "values": {"model": {"name": "single_task", "hidden_units": [8]}}},
-        {"label": "shared", "values": {"model": {"name": "shared_bottom", "hidden_units": [8]}}},
+        {
+            "label": "shared",
+            "values": {"model": {"name": "shared_bottom", "tower_hidden_units": [8]}},
+        },
     ],
 }
 COMMANDS = [
@@ -47,6 +48,8 @@ COMMANDS = [
 
 
 def main() -> int:
+    from helpers.raw_logs import CONFIG, write_raw
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="JSON of the table")
     out = parser.parse_args().out

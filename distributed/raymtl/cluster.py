@@ -36,7 +36,7 @@ def local_cpus(section: LaunchSection) -> int:
     Ray counts logical CPUs: with just the workers' share, reading tasks would wait for ever.
     """
     per_worker = section.cpus_per_worker + DATA_CPUS_PER_WORKER
-    return max(os.cpu_count() or 1, math.ceil(section.num_workers * per_worker) + 1)
+    return max(os.cpu_count() or 1, math.ceil(section.most_workers * per_worker) + 1)
 
 
 @contextmanager
@@ -94,11 +94,11 @@ def address_of(section: LaunchSection) -> str | None:
 def require_cpus(section: LaunchSection) -> None:
     """Raises InputError where the workers would leave no CPU to the tasks that read for them."""
     total = ray.cluster_resources().get("CPU", 0.0)
-    wanted = section.num_workers * section.cpus_per_worker + 1
+    wanted = section.fewest_workers * section.cpus_per_worker + 1
     if total < wanted:
         raise InputError(
             "the cluster is too small: training would wait for ever for its data",
-            f"{total:g} logical CPUs for {section.num_workers} workers of "
+            f"{total:g} logical CPUs for {section.fewest_workers} workers of "
             f"{section.cpus_per_worker:g}",
             f"{wanted:g} or more: the workers' and at least one for reading",
             "set launch.num_workers or launch.cpus_per_worker lower, or add nodes",

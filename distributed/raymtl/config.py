@@ -180,9 +180,29 @@ class CheckpointSection(Section):
     """Checkpoints with the best validation metric kept besides the last ones."""
 
 
+class WorkerRange(Section):
+    min: PositiveInt
+    max: PositiveInt
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "WorkerRange":
+        if self.min > self.max:
+            raise InputError(
+                "the fewest workers are more than the most",
+                f"launch.num_workers = {{min: {self.min}, max: {self.max}}}",
+                "min at most max",
+                "swap them, or give one number",
+            )
+        return self
+
+
 class LaunchSection(Section):
-    num_workers: PositiveInt = 2
-    """W, Ray Train workers; at most data.num_lanes."""
+    num_workers: PositiveInt | WorkerRange = 2
+    """W, Ray Train workers; at most data.num_lanes. `{min: 2, max: 4}` takes as many of these as
+    the cluster has CPUs for, more when nodes join, fewer when they leave."""
+    resize_check_s: PositiveFloat = 60.0
+    """With a range: seconds between looks whether the cluster has room for more workers. To grow,
+    training starts anew from its last checkpoint, so not too often."""
     cpus_per_worker: PositiveFloat = 1.0
     threads_per_worker: PositiveInt | None = None
     """torch threads of a worker; null divides its node's cores by the workers on that node."""
@@ -191,6 +211,16 @@ class LaunchSection(Section):
     """Ray cluster to join; null starts a local one unless RAY_ADDRESS is set."""
     object_store_bytes: PositiveInt | None = None
     """Object store of a local Ray; null leaves Ray's default."""
+
+    @property
+    def fewest_workers(self) -> int:
+        """The least that training starts with."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers.min
+
+    @property
+    def most_workers(self) -> int:
+        """The most that training can have."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers.max
 
 
 class FailureSection(Section):
@@ -235,7 +265,7 @@ class TrainConfig(Section):
                 "a multiple of data.num_lanes",
                 f"set train.global_batch_size to {max(lanes, batch // lanes * lanes)}",
             )
-        workers = self.launch.num_workers
+        workers = self.launch.most_workers
         if workers > lanes:
             raise InputError(
                 "more workers than lanes: some would have nothing to read",

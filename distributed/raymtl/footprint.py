@@ -27,7 +27,7 @@ def lines(job: Job) -> list[str]:
     specs = table_specs(job.schema, registry.shape(config.model, layout, config.embedding.width))
     rows, state = table_bytes(specs, config.optimizer.rows.name)
     copies = config.checkpoint.keep_last + config.checkpoint.keep_best
-    order, num_workers = order_of(config, job.train), config.launch.num_workers
+    order, num_workers = order_of(config, job.train), config.launch.fewest_workers
     stream = memory_bytes(order, layout, num_workers, config.data.prefetch_chunks)
     _require_memory(stream, num_workers)
     return [

@@ -71,7 +71,10 @@ def train(config: TrainConfig, resume: bool = False, show: Show = print) -> dict
             "valid": job.valid,
         }
         result = run_workers(train_rank, payload, job.config, run.url, show)
-    result |= {"run": run.url, "num_workers": job.config.launch.num_workers}
+        while result.pop("leaving"):
+            show("a node is about to go: all is saved, training starts anew without it")
+            result = run_workers(train_rank, payload, job.config, run.url, show)
+    result |= {"run": run.url}
     run.write_result(result)
     return result
 
@@ -101,7 +104,12 @@ def run_workers(
         },
         torch_config=TorchConfig(timeout_s=max(1, int(failure.hang_timeout_s))),
         scaling_config=ScalingConfig(
-            num_workers=launch.num_workers,
+            num_workers=(
+                launch.fewest_workers
+                if isinstance(launch.num_workers, int)
+                else (launch.fewest_workers, launch.most_workers)
+            ),
+            elastic_resize_monitor_interval_s=launch.resize_check_s,
             use_gpu=launch.use_gpu,
             resources_per_worker={"CPU": launch.cpus_per_worker}
             | ({"GPU": 1} if launch.use_gpu else {}),
@@ -116,6 +124,7 @@ def run_workers(
     health = {
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(failure.hang_timeout_s),
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_INTERVAL_S),
+        "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": str(POLL_INTERVAL_S),
     }
     with environment(health), shown(board, show):
         try:
@@ -148,7 +157,8 @@ def train_rank(payload: dict[str, Any]) -> dict[str, Any]:
     device = get_device()
     assert isinstance(device, torch.device)
     learner = Learner(config, schema, device)
-    read = reader_on_ray(config.data.prefetch_chunks)
+    resizable = not isinstance(config.launch.num_workers, int)
+    read = reader_on_ray(config.data.prefetch_chunks, reserve=not resizable)
     source = LogSource(config, schema, train_index, valid_index, read)
     saver = Saver(run, learner, train_index.digest)
     board, leads = payload["board"], collectives.rank() == 0
@@ -157,7 +167,8 @@ def train_rank(payload: dict[str, Any]) -> dict[str, Any]:
         f"{ray.util.get_node_ip_address()}"
     )
     lines = MetricLines(run)
-    trainer = Trainer(config, learner, source, saver, _reports(run, lines, board))
+    reports = _reports(run, lines, board)
+    trainer = Trainer(config, learner, source, saver, reports, notice=node_is_leaving)
     for warning in trainer.restore():
         if leads:
             board.say.remote(f"warning: {warning}")
@@ -170,18 +181,30 @@ def train_rank(payload: dict[str, Any]) -> dict[str, Any]:
         "state": asdict(state),
         "checkpoint": saver.last_complete,
         "steps_per_epoch": source.steps_per_epoch,
+        "num_workers": collectives.world_size(),
+        "leaving": trainer.leaving,
     }
 
 
-def reader_on_ray(prefetch_chunks: int) -> Read:
-    """Reads through Ray Data, each stream's executor limited to its rank's share of the cluster."""
+def node_is_leaving() -> bool:
+    """Collective. Whether Ray was told that a node of the worker group will be taken away."""
+    return ray.train.get_preemption_info() is not None
+
+
+def reader_on_ray(prefetch_chunks: int, reserve: bool = True) -> Read:
+    """Reads through Ray Data, each stream's executor limited to its rank's share of the cluster.
+
+    Args:
+        reserve: whether reading tasks hold CPUs. Not where the worker group grows into all there
+            are: it would wait for its data for ever.
+    """
 
     def read(stream: Stream) -> Iterator[Batch]:
         store = ray.cluster_resources().get("object_store_memory", 0.0)
         wanted = ingest.in_flight_bytes(stream.order, stream.layout, prefetch_chunks)
         most = store * STORE_FOR_DATA / stream.span.world_size
         share = ingest.Share(
-            cpus=DATA_CPUS_PER_WORKER,
+            cpus=DATA_CPUS_PER_WORKER if reserve else 0.0,
             object_store_bytes=min(wanted, most) or None,
             node_id=ray.get_runtime_context().get_node_id(),
         )

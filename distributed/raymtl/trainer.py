@@ -22,6 +22,9 @@ from raymtl.metrics import TrainingHistograms
 from raymtl.saving import Saver
 from raymtl.status import agree, attempt, raise_together
 
+NOTICE_INTERVAL_S = 1.0
+"""Seconds between two questions whether a node is about to go."""
+
 
 class Source(Protocol):
     """Where batches come from; a Ray Data one in launch.py, a plain one in tests."""
@@ -72,14 +75,33 @@ class Reports:
     """Every rank, after a checkpoint is complete."""
 
 
+def _never() -> bool:
+    return False
+
+
 class Trainer:
     """One run on one rank, from where its newest good checkpoint left it."""
 
     def __init__(
-        self, config: TrainConfig, learner: Learner, source: Source, saver: Saver, reports: Reports
+        self,
+        config: TrainConfig,
+        learner: Learner,
+        source: Source,
+        saver: Saver,
+        reports: Reports,
+        notice: Callable[[], bool] = _never,
     ):
+        """Restores nothing yet.
+
+        Args:
+            notice: collective; whether a node of the group is about to go. Asked about every
+                `NOTICE_INTERVAL_S`, at the same step on every rank.
+        """
         self.config, self.learner, self.source = config, learner, source
-        self.saver, self.reports = saver, reports
+        self.saver, self.reports, self.notice = saver, reports, notice
+        self.asked_s, self.notice_interval_s = time.monotonic(), NOTICE_INTERVAL_S
+        self.leaving = False
+        """Whether the run stopped because a node is about to go, everything saved."""
         self.state = TrainState()
         self.window = TrainingHistograms(
             learner.layout.task_names, learner.kinds, config.metrics.num_bins
@@ -113,18 +135,19 @@ class Trainer:
         """Collective. Trains to the end.
 
         Returns:
-            The final state; its `stopped` says why training ended.
+            The final state; its `stopped` says why training ended, null where a node is about to
+            go (`leaving`).
 
         Raises:
             InputError, NonFinite, RankFailed: on all ranks alike.
         """
         state, clock = self.state, Clock(self.state)
         batches = self.source.train(state.step, self.stop_step)
-        while state.step < self.stop_step and state.stopped is None:
+        while state.step < self.stop_step and state.stopped is None and not self.leaving:
             batch, error = attempt(lambda: self._next(batches))
             word = self._agree(error, batch)
             assert batch is not None
-            time_is_up, ranks_written, rows, sums = word[0], word[1], word[2], word[3:]
+            time_is_up, ask, ranks_written, rows, sums = *word[:4], word[4:]
             if ranks_written == collectives.world_size():
                 self._complete_save()
             outcome = self.learner.step(batch, sums, state.step, self.stop_step)
@@ -135,6 +158,7 @@ class Trainer:
             self._report(outcome, clock)
             self._end_if_due(bool(time_is_up > 0))
             self._validate_if_due(batch)
+            self.leaving = bool(ask > 0) and self._is_leaving() and state.stopped is None
             self._save_if_due()
         self._complete_save()
         return state
@@ -152,15 +176,21 @@ class Trainer:
             self._complete_save()
             raise
 
+    def _is_leaving(self) -> bool:
+        """Collective. Whether a node is about to go, so that all is to be saved at once."""
+        self.asked_s = time.monotonic()
+        return self.notice()
+
     def _word(self, batch: Batch | None) -> Tensor:
-        """What every rank says before a step, summed: time is up, files written, rows, sums."""
-        limit = self.config.train.max_time_s
-        late = (
-            limit is not None
-            and collectives.rank() == 0
-            and time.monotonic() - self.started_s >= limit
-        )
-        flags = [float(late), float(self.saver.written), float(batch.num_rows if batch else 0)]
+        """What every rank says before a step, summed.
+
+        Time is up, nodes are to be asked about, files written, rows, sums.
+        """
+        limit, now, leads = self.config.train.max_time_s, time.monotonic(), collectives.rank() == 0
+        late = limit is not None and leads and now - self.started_s >= limit
+        ask = leads and now - self.asked_s >= self.notice_interval_s
+        rows = batch.num_rows if batch else 0
+        flags = [float(late), float(ask), float(self.saver.written), float(rows)]
         sums = (
             self.learner.local_sums(batch)
             if batch is not None
@@ -265,7 +295,7 @@ class Trainer:
         validated = state.validated_step == state.step
         at_epoch_end = state.step % self.source.steps_per_epoch == 0
         due = state.step % every == 0 if every else validated or at_epoch_end
-        if due or state.stopped:
+        if due or state.stopped or self.leaving:
             self._complete_save()
             value = state.last_metrics.get(self.config.validation.metric) if validated else None
             self.saver.start(state.step, asdict(state), self.window, value)

@@ -126,7 +126,9 @@ def _show_plan(config: TrainConfig, resuming: bool) -> None:
     show_config(job.config)
     steps = planned_steps(job.config, order_of(job.config, job.train).steps_per_epoch)
     say(describe(job))
-    say(f"would train {steps:,} steps with {config.launch.num_workers} workers into {run.url}")
+    fewest, most = config.launch.fewest_workers, config.launch.most_workers
+    workers = f"{most}" if fewest == most else f"{fewest} to {most}"
+    say(f"would train {steps:,} steps with {workers} workers into {run.url}")
 
 
 def _train(config: TrainConfig, resuming: bool) -> dict[str, Any]:

@@ -89,12 +89,14 @@ def train_on_rank(
     values: dict[str, Any],
     failing: dict[str, Any] | None = None,
     leave_after: int | None = None,
+    notice_at: int | None = None,
 ) -> dict[str, Any]:
     """Collective. Trains a run, beginning it or going on with it.
 
     Args:
         values: plain TrainConfig values.
         failing: {"rank", "step", "how": read | id | nan} spoils one rank's batch.
+        notice_at: step at which all ranks are told that a node is about to go.
         leave_after: step after which the process walks away without saving, as if killed.
 
     Returns:
@@ -111,7 +113,11 @@ def train_on_rank(
     source = LogSource(job.config, job.schema, job.train, job.valid, watched)
     saver = Saver(run, learner, job.train.digest)
     lines = MetricLines(run)
-    trainer = Trainer(job.config, learner, source, saver, Reports(lines.add, _ignore, _ignore))
+    reports = Reports(lines.add, _ignore, _ignore)
+    trainer = Trainer(
+        *(job.config, learner, source, saver, reports), lambda: trainer.state.step == notice_at
+    )
+    trainer.notice_interval_s = 0.0
     losses = _keep_losses(learner, leave_after)
     error, warnings = None, trainer.restore()
     if collectives.rank() == 0:

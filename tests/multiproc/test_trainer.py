@@ -151,3 +151,15 @@ def test_one_ranks_failure_ends_all_with_the_same_message(
 def test_training_on_one_rank_needs_no_process_group(log: str) -> None:
     result = train_on_rank(small_config(log, "name=alone", "train.max_steps=3"))
     assert result["error"] is None and result["state"]["stopped"] == "max_steps"
+
+
+def test_a_notice_that_a_node_goes_saves_at_once_and_loses_no_step(log: str) -> None:
+    sizes = ["train.num_epochs=2", "checkpoint.every_steps=100"]
+    whole = run_ranks(train_on_rank, 2, small_config(log, "name=not-warned", *sizes))
+    values = small_config(log, "name=warned", *sizes)
+    first = run_ranks(train_on_rank, 2, values, None, None, 7)
+    assert first[0]["state"]["step"] == 7 and first[0]["state"]["stopped"] is None
+    second = run_ranks(train_on_rank, 2, values)
+    assert second[0]["start"] == 7 and second[0]["error"] is None
+    assert rows_by_step(first) | rows_by_step(second) == rows_by_step(whole)
+    assert bytes_of(second[0]["run"]) == bytes_of(whole[0]["run"])

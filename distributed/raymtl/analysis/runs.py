@@ -103,7 +103,7 @@ def read_training(url: str) -> Training:
         dense,
         table,
         statistics.median(speeds[1:] or speeds) if speeds else None,
-        run.read_config().launch.num_workers,
+        run.read_config().launch.most_workers,
         lines,
     )
 

@@ -37,7 +37,8 @@ class Share:
     """What one rank's dataset may use of the cluster: its W-th of what training leaves over."""
 
     cpus: float = 1.0
-    """Logical CPUs; a reading task takes one of them, or all if they are less than one."""
+    """Logical CPUs; a reading task takes one of them, or all if they are less than one. With 0
+    tasks take none, one at a time."""
     object_store_bytes: float | None = None
     """Blocks in flight; null leaves Ray Data's own limit."""
     node_id: str | None = None
@@ -56,7 +57,7 @@ def dataset(stream: Stream, share: Share | None = None) -> Dataset:
     options = source.context.execution_options
     options.preserve_order = True
     options.resource_limits = ExecutionResources.for_limits(
-        cpu=share.cpus, object_store_memory=share.object_store_bytes
+        cpu=share.cpus or None, object_store_memory=share.object_store_bytes
     )
     source.context.enable_progress_bars = False
     source.context.target_max_block_size = _chunk_bytes(order, stream.layout)
@@ -65,7 +66,7 @@ def dataset(stream: Stream, share: Share | None = None) -> Dataset:
     # back. The factor is for keys, whose bytes are not known here.
     chunks = _rows_per_task(order, stream.span) // order.chunk_rows
     source.context._max_num_blocks_in_streaming_gen_buffer = 4 * (chunks + 2)
-    near: dict[str, Any] = {}
+    near: dict[str, Any] = {} if share.cpus else {"concurrency": 1}
     if share.node_id is not None:
         near["label_selector"] = {"ray.io/node-id": share.node_id}
         near["fallback_strategy"] = [{"label_selector": {}}]

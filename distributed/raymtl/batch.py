@@ -46,6 +46,8 @@ class Batch:
     """int64 row within that file, -1 for padding."""
     keys: dict[str, np.ndarray] = field(default_factory=dict)
     """Columns carried along untouched (predict's row keys); padding rows hold anything."""
+    skipped: dict[int, int] = field(default_factory=dict)
+    """Number of a file -> rows of it that could not be read and are padding here."""
 
     def __len__(self) -> int:
         return self.ids_BC.shape[0]

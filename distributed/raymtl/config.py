@@ -50,6 +50,9 @@ class DataSection(Section):
     """`shuffled` deals chunks anew each epoch; `chronological` keeps the log's own order."""
     prefetch_chunks: NonNegativeInt = 4
     """Chunks a rank holds decoded ahead of its open lanes."""
+    on_unreadable: Literal["fail", "skip"] = "fail"
+    """What a damaged row group of the training log does: `fail` ends the run naming it, `skip`
+    trains without its rows, names the file in a warning and counts them (`skipped_rows`)."""
 
 
 class ModelSection(Section):

@@ -19,6 +19,10 @@ class IdOutOfRange(InputError):
     """An id lies past the rows of its feature's table."""
 
 
+class UnreadableChunk(InputError):
+    """A chunk of a log is damaged, in a file that is otherwise as it was indexed."""
+
+
 class DamagedCheckpoint(InputError):
     """A checkpoint's file is missing, truncated or altered."""
 

@@ -159,9 +159,13 @@ def train_rank(payload: dict[str, Any]) -> dict[str, Any]:
     learner = Learner(config, schema, device)
     resizable = not isinstance(config.launch.num_workers, int)
     read = reader_on_ray(config.data.prefetch_chunks, reserve=not resizable)
-    source = LogSource(config, schema, train_index, valid_index, read)
-    saver = Saver(run, learner, train_index.digest)
     board, leads = payload["board"], collectives.rank() == 0
+
+    def warn(text: str) -> None:
+        board.say.remote(f"warning: {text}")
+
+    source = LogSource(config, schema, train_index, valid_index, read, warn)
+    saver = Saver(run, learner, train_index.digest)
     board.say.remote(
         f"rank {collectives.rank()} of {collectives.world_size()}: process {os.getpid()} on "
         f"{ray.util.get_node_ip_address()}"
@@ -171,7 +175,7 @@ def train_rank(payload: dict[str, Any]) -> dict[str, Any]:
     trainer = Trainer(config, learner, source, saver, reports, notice=node_is_leaving)
     for warning in trainer.restore():
         if leads:
-            board.say.remote(f"warning: {warning}")
+            warn(warning)
     if leads:
         lines.cut_back(trainer.state.step)
         if trainer.state.step:

@@ -1,5 +1,6 @@
 """LogSource: a training and a validation log as one rank's batches, in lane order."""
 
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -30,8 +31,11 @@ class LogSource:
         train: LogIndex,
         valid: LogIndex | None,
         read: Read = read_batches,
+        warn: Callable[[str], None] = warnings.warn,
     ):
-        self.schema, self.layout, self._read = schema, Layout.of(schema), read
+        self.schema, self.layout, self._read, self._warn = schema, Layout.of(schema), read, warn
+        self._skip = config.data.on_unreadable == "skip"
+        self._told: set[int] = set()
         self._index, self._valid_index = train, valid
         shuffled = config.data.order == "shuffled"
         self._order = order_of(config, train, shuffled=shuffled)
@@ -43,7 +47,11 @@ class LogSource:
 
     def train(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         """This rank's batches of global steps start to stop, across epochs."""
-        return self._batches(self._index, self._order, start_step, stop_step)
+        for batch in self._batches(self._index, self._order, start_step, stop_step, self._skip):
+            for file in batch.skipped.keys() - self._told:
+                self._warn(f"rows of {self._index.name(file)} cannot be read and are skipped")
+                self._told.add(file)
+            yield batch
 
     def valid(self) -> Iterator[Batch]:
         """This rank's validation batches, the same ones each time."""
@@ -55,10 +63,10 @@ class LogSource:
         return origin(self._index, batch, rows)
 
     def _batches(
-        self, index: LogIndex, order: Order, start_step: int, stop_step: int
+        self, index: LogIndex, order: Order, start_step: int, stop_step: int, skip: bool = False
     ) -> Iterator[Batch]:
         span = Span(collectives.rank(), collectives.world_size(), start_step, stop_step)
-        return self._read(Stream(index, self.schema, order, span))
+        return self._read(Stream(index, self.schema, order, span, skip_unreadable=skip))
 
 
 def order_of(

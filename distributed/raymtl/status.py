@@ -15,10 +15,13 @@ from raymtl.errors import (
     InputError,
     NonFinite,
     RankFailed,
+    UnreadableChunk,
 )
 
 T = TypeVar("T")
-INPUT_ERRORS = {c.__name__: c for c in (InputError, IdOutOfRange, DamagedCheckpoint)}
+INPUT_ERRORS = {
+    c.__name__: c for c in (InputError, IdOutOfRange, UnreadableChunk, DamagedCheckpoint)
+}
 
 
 def attempt(action: Callable[[], T]) -> tuple[T | None, Exception | None]:

@@ -20,12 +20,12 @@ START_FOLDER = "RAYMTL_FOLDER"
 """Environment variable that a submitted job has: the folder that its command was typed in."""
 
 PAUSES_S = (1.0, 4.0, 15.0)
-"""Seconds between tries to write to storage that does not answer; training goes on meanwhile."""
+"""Seconds between tries where storage does not answer."""
 FINAL_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
 }
-"""Error numbers of storage that is full or forbidden, which a person must mend."""
+"""Error numbers of storage that is full, forbidden or not there, which a person must mend."""
 
 
 def filesystem(url: str) -> tuple[fs.FileSystem, str]:
@@ -77,7 +77,7 @@ def _fsspec(url: str, arrow_error: Exception) -> tuple[fs.FileSystem, str]:
 
 
 def persistently(action: Callable[[], T]) -> T:
-    """Does what storage refuses again, after each of `PAUSES_S`, as it may be back by then.
+    """Does again what storage refuses, after each of `PAUSES_S`, as it may be back by then.
 
     Raises:
         OSError: the last one, or at once the first that waiting does not mend (`FINAL_ERRORS`).

@@ -53,6 +53,8 @@ class TrainState:
     step: int = 0
     rows: int = 0
     """Impressions trained, all ranks and epochs."""
+    skipped_rows: int = 0
+    """Impressions that could not be read, all ranks and epochs."""
     best_value: float | None = None
     best_step: int | None = None
     best_metrics: dict[str, Any] = field(default_factory=dict)
@@ -147,7 +149,7 @@ class Trainer:
             batch, error = attempt(lambda: self._next(batches))
             word = self._agree(error, batch)
             assert batch is not None
-            time_is_up, ask, ranks_written, rows, sums = *word[:4], word[4:]
+            time_is_up, ask, ranks_written, rows, skipped, sums = *word[:5], word[5:]
             if ranks_written == collectives.world_size():
                 self._complete_save()
             outcome = self.learner.step(batch, sums, state.step, self.stop_step)
@@ -155,6 +157,7 @@ class Trainer:
                 self._raise_non_finite(batch, outcome)
             self.window.update(outcome.probabilities_BT, batch)
             state.step, state.rows = state.step + 1, state.rows + int(rows)
+            state.skipped_rows += int(skipped)
             self._report(outcome, clock)
             self._end_if_due(bool(time_is_up > 0))
             self._validate_if_due(batch)
@@ -184,13 +187,13 @@ class Trainer:
     def _word(self, batch: Batch | None) -> Tensor:
         """What every rank says before a step, summed.
 
-        Time is up, nodes are to be asked about, files written, rows, sums.
+        Time is up, nodes are to be asked about, files written, rows, skipped rows, sums.
         """
         limit, now, leads = self.config.train.max_time_s, time.monotonic(), collectives.rank() == 0
         late = limit is not None and leads and now - self.started_s >= limit
         ask = leads and now - self.asked_s >= self.notice_interval_s
-        rows = batch.num_rows if batch else 0
-        flags = [float(late), float(ask), float(self.saver.written), float(rows)]
+        rows, skipped = (batch.num_rows, sum(batch.skipped.values())) if batch else (0, 0)
+        flags = [float(n) for n in (late, ask, self.saver.written, rows, skipped)]
         sums = (
             self.learner.local_sums(batch)
             if batch is not None
@@ -228,6 +231,8 @@ class Trainer:
                 epoch = state.step / self.source.steps_per_epoch
                 timing = {"epoch": round(epoch, 4), "rows_per_s": round(clock.rows_per_s(state))}
                 timing["loss"] = float(outcome.loss)
+                if state.skipped_rows:
+                    timing["skipped_rows"] = state.skipped_rows
                 if self.config.balancing.name in ("uncertainty", "dwa"):
                     names = self.learner.layout.task_names
                     weights = zip(names, outcome.weight_T.tolist(), strict=True)

@@ -1,10 +1,12 @@
 """Training on 1, 2 and 3 ranks: same losses, same batches, exact resume, one failure for all."""
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from helpers.damage import spoil_row_group
 from helpers.logs import small_log
 from helpers.procs import run_ranks
 from helpers.training import (
@@ -163,3 +165,26 @@ def test_a_notice_that_a_node_goes_saves_at_once_and_loses_no_step(log: str) -> 
     assert second[0]["start"] == 7 and second[0]["error"] is None
     assert rows_by_step(first) | rows_by_step(second) == rows_by_step(whole)
     assert bytes_of(second[0]["run"]) == bytes_of(whole[0]["run"])
+
+
+def test_a_damaged_row_group_is_named_or_by_policy_skipped_and_counted(tmp_path: Path) -> None:
+    small_log(tmp_path, rows=2500)
+    part = sorted((tmp_path / "train").glob("*.parquet"))[0]
+    lost = spoil_row_group(part, 1)
+    failed = run_ranks(train_on_rank, 2, small_config(str(tmp_path), "name=failed"))
+    for result in failed:
+        assert "a chunk of the log cannot be read" in result["error"]
+        assert f"{part.name}, row group 1" in result["error"]
+    skipping = "data.on_unreadable=skip"
+    runs = {
+        size: run_ranks(
+            train_on_rank, size, small_config(str(tmp_path), f"name=skip-{size}", skipping)
+        )
+        for size in (1, 2)
+    }
+    for results in runs.values():
+        state = results[0]["state"]
+        assert state["skipped_rows"] == 2 * lost and state["rows"] == 2 * (2000 - lost)
+    assert rows_by_step(runs[1]) == rows_by_step(runs[2])
+    assert read_lines(runs[2][0]["run"])[-1].get("skipped_rows", 2 * lost) == 2 * lost
+    assert any("skipped_rows" in line for line in read_lines(runs[2][0]["run"]))

@@ -139,6 +139,9 @@ def _batch(step: int, parts: list[_Part], layout: Layout, num_rows: int) -> Batc
         for name, values in columns.items():
             values[place] = part.arrays[name]
         file[place], row[place] = part.file, part.rows
+    lost = weights < 0
+    names, counts = np.unique(file[lost], return_counts=True)
+    weights[lost], file[lost], row[lost] = 0, -1, -1
     observed = ~np.isnan(labels)
     return Batch(
         step=step,
@@ -153,6 +156,7 @@ def _batch(step: int, parts: list[_Part], layout: Layout, num_rows: int) -> Batc
         file_B=file,
         row_B=row,
         keys=_keys(parts, num_rows),
+        skipped=dict(zip(names.tolist(), counts.tolist(), strict=True)),
     )
 
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymtl.data.files import read_metadata
-from raymtl.errors import InputError
-from raymtl.storage import filesystem
+from raymtl.errors import InputError, UnreadableChunk, one_line
+from raymtl.storage import filesystem, persistently
 
 if TYPE_CHECKING:
     from raymtl.data.log import LogIndex
@@ -27,28 +27,47 @@ def read_chunk(index: "LogIndex", chunk: "Chunk", columns: list[str]) -> pa.Tabl
         columns: those the file lacks are left out, Hive keys of its folders are filled in.
 
     Raises:
-        InputError: the file cannot be read, is damaged, or is not the one that was indexed.
+        UnreadableChunk: these rows are damaged.
+        InputError: the file cannot be reached, or is not the one that was indexed.
     """
-    file = index.files[chunk.file]
     try:
-        fs, _ = filesystem(index.url)
-        location = index.location(chunk.file)
-        metadata = _metadata(index.url, location, file.digest)
-        rows = file.row_group_rows[chunk.row_group]
-        there = set(metadata.schema.to_arrow_schema().names)
-        names = [n for n in columns if n in there]
-        with fs.open_input_file(location) as source:
-            parquet = pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True)
-            whole = chunk.start == 0 and chunk.num_rows == rows
-            table = (_row_group if whole else _part)(parquet, chunk, names)
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(where(index, chunk), error) from None
+        table = _read(index, chunk, columns)
+    except (OSError, pa.ArrowException):
+        table = _once_more(index, chunk, columns)
+    file = index.files[chunk.file]
     for key, value in file.partitions.items():
         if key in columns and key not in table.column_names:
             kind = index.partition_types[key]
             cell = pa.scalar(value).cast(kind) if value is not None else pa.scalar(None, kind)
             table = table.append_column(key, pa.repeat(cell, chunk.num_rows))
     return table
+
+
+def _read(index: "LogIndex", chunk: "Chunk", columns: list[str]) -> pa.Table:
+    file, location = index.files[chunk.file], index.location(chunk.file)
+    fs, _ = filesystem(index.url)
+    metadata = _metadata(index.url, location, file.digest)
+    rows = file.row_group_rows[chunk.row_group]
+    there = set(metadata.schema.to_arrow_schema().names)
+    names = [n for n in columns if n in there]
+    with fs.open_input_file(location) as source:
+        parquet = pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True)
+        whole = chunk.start == 0 and chunk.num_rows == rows
+        return (_row_group if whole else _part)(parquet, chunk, names)
+
+
+def _once_more(index: "LogIndex", chunk: "Chunk", columns: list[str]) -> pa.Table:
+    """Tries again when the file's footer can be read, which tells damage from storage away."""
+    location, digest = index.location(chunk.file), index.files[chunk.file].digest
+    try:
+        _metadata.cache_clear()
+        persistently(lambda: _metadata(index.url, location, digest))
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(*_parts(where(index, chunk), error)) from None
+    try:
+        return _read(index, chunk, columns)
+    except (OSError, pa.ArrowException) as error:
+        raise UnreadableChunk(*_parts(where(index, chunk), error)) from None
 
 
 def _row_group(parquet: pq.ParquetFile, chunk: "Chunk", names: list[str]) -> pa.Table:
@@ -79,10 +98,11 @@ def _metadata(url: str, location: str, digest: str) -> pq.FileMetaData:
     return metadata
 
 
-def _unreadable(place: str, error: Exception) -> InputError:
-    return InputError(
+def _parts(place: str, error: Exception) -> tuple[str, str, str, str]:
+    return (
         "a chunk of the log cannot be read",
-        f"{place}: {' '.join(str(error).split())[:300]}",
+        f"{place}: {one_line(error)}",
         "the file as it was when it was indexed",
-        "write the file again, or remove it from the log and start a new run",
+        "write the file again, or remove it and start a new run; data.on_unreadable=skip in a new "
+        "run trains without damaged row groups",
     )

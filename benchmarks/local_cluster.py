@@ -110,6 +110,11 @@ class LocalCluster:
                 process.kill()
         self._cluster.remove_node(node, allow_graceful=False)
 
+    def node_of(self, worker: int) -> Any:
+        """The node that a worker process is on."""
+        above = {process.pid for process in psutil.Process(worker).parents()}
+        return next(n for n in self._cluster.list_all_nodes() if self.raylet(n) in above)
+
     def raylet(self, node: Any) -> int:
         """The process of a node's raylet, the parent of its workers."""
         return node.all_processes["raylet"][0].process.pid

@@ -1,0 +1,291 @@
+"""Faults during training on a cluster of three nodes on this machine: `make chaos`.
+
+After each fault the run must end with the same step, rows and, on as many workers as before, the
+same checkpoint bytes as an undisturbed one. Prints what came of it, seconds until training went on,
+and steps that were trained twice.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from local_cluster import LocalCluster, wait_for
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "distributed")]
+RANK = re.compile(r"rank (\d+) of (\d+): process (\d+)")
+GOING_ON = re.compile(r"going on from step (\d+)")
+FAULT_AT = 60
+"""Step of the checkpoint after which the fault comes."""
+CASE_TIMEOUT_S = 400.0
+SETTINGS = ["train.num_epochs=8", "checkpoint.every_steps=20", "validation.every_steps=100"]
+SETTINGS += ["train.report_every_steps=1", "failure.max_failures=5", "failure.hang_timeout_s=15"]
+
+
+class Command:
+    """`raymtl train …` as a process, its lines followed."""
+
+    def __init__(self, cluster: LocalCluster, arguments: list[str]):
+        self.workers: dict[int, int] = {}
+        self.world_sizes: list[int] = []
+        self.resumed: list[tuple[float, int]] = []
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "raymtl_jobs.cli", *arguments],
+            env=cluster.environment,
+            cwd=cluster.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        self._follower = threading.Thread(target=self._follow, daemon=True)
+        self._follower.start()
+
+    def _follow(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip())
+            if found := RANK.search(line):
+                self.workers[int(found[1])] = int(found[3])
+                if found[1] == "0":
+                    self.world_sizes.append(int(found[2]))
+            if found := GOING_ON.search(line):
+                self.resumed.append((time.monotonic(), int(found[1])))
+
+    def end(self) -> int:
+        """Waits for the command, and kills it when it takes too long."""
+        try:
+            code = self.process.wait(CASE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = -1
+        self._follower.join(10)
+        return code
+
+
+class Trial:
+    """One run of the table, with what the faults need to know."""
+
+    def __init__(self, cluster: LocalCluster, log: str, name: str):
+        self.cluster, self.log, self.name = cluster, log, name
+        self.storage = f"{cluster.folder}/runs"
+        self.fault_s, self.fault_step = 0.0, 0
+
+    @property
+    def run(self) -> Path:
+        return Path(self.storage, self.name)
+
+    def arguments(self, *overrides: str) -> list[str]:
+        return [
+            *("train", f"{self.cluster.folder}/chaos.yaml", f"name={self.name}"),
+            *(f"storage={self.storage}", *SETTINGS, *overrides),
+        ]
+
+    def start(self, *overrides: str) -> Command:
+        address = ["--address", self.cluster.address]
+        return Command(self.cluster, [*self.arguments(*overrides), *address])
+
+    def wait_for_checkpoint(self, command: Command) -> None:
+        """Until the checkpoint of FAULT_AT is whole."""
+        manifest = self.run / "checkpoints" / f"step-{FAULT_AT:08}" / "manifest.json"
+
+        def there() -> bool:
+            assert command.process.poll() is None, "\n".join(command.lines[-20:])
+            return manifest.exists()
+
+        wait_for(there, "a checkpoint", CASE_TIMEOUT_S)
+
+    def struck(self) -> None:
+        """Notes time and step of a fault that comes now."""
+        self.fault_s = time.monotonic()
+        lines = (self.run / "metrics.jsonl").read_text().splitlines()
+        steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
+        self.fault_step = max(FAULT_AT, *steps)
+
+
+def signalled(rank: int, what: signal.Signals) -> Callable[[Trial, Command], None]:
+    """A signal to a rank's worker process."""
+
+    def fault(trial: Trial, command: Command) -> None:
+        os.kill(command.workers[rank], what)
+
+    return fault
+
+
+def node_killed(trial: Trial, command: Command) -> None:
+    """A node that has a worker loses its power; another one is there soon after."""
+    cluster = trial.cluster
+    node = cluster.node_of(command.workers[1])
+    cluster.kill(node)
+    cluster.add(cpus=3)
+
+
+def data_task_killed(trial: Trial, command: Command) -> None:
+    """A process that reads for Ray Data dies."""
+    tasks = [
+        p
+        for p in psutil.Process().children(recursive=True)
+        if p.name().startswith("ray::") and "read" in p.name()
+    ]
+    assert tasks, "no reading task was found"
+    tasks[0].kill()
+
+
+def drained(trial: Trial, command: Command) -> None:
+    """Ray is told that a node with a worker goes in 20 s, and then it goes."""
+    cluster = trial.cluster
+    cluster.add(cpus=3)
+    node = cluster.node_of(command.workers[1])
+    trial.struck()
+    cluster.drain(node, seconds=20)
+    deadline = time.monotonic() + 60
+    while not command.resumed and time.monotonic() < deadline:
+        time.sleep(0.2)
+    cluster.kill(node)
+
+
+def driver_killed(trial: Trial, command: Command) -> None:
+    """The command itself dies; the same command with --or-resume follows."""
+    command.process.kill()
+
+
+def disturbed(trial: Trial, fault: Callable[[Trial, Command], None], *overrides: str) -> dict:
+    """Runs a command, its fault, and what follows; the row of the table."""
+    command = trial.start(*overrides)
+    trial.wait_for_checkpoint(command)
+    trial.struck()
+    fault(trial, command)
+    code = command.end()
+    if fault is driver_killed:
+        command = trial.start(*overrides, "--or-resume")
+        code = command.end()
+    if code:
+        print("\n".join(command.lines[-25:]), file=sys.stderr)
+    after = [(at, step) for at, step in command.resumed if at >= trial.fault_s]
+    seconds = after[0][0] - trial.fault_s if after else 0.0
+    lost = trial.fault_step - after[0][1] if after else 0
+    return {"exit": code, "seconds": seconds, "steps_lost": max(0, lost), "command": command}
+
+
+def same(trial: Trial, whole: Path) -> str:
+    """What differs from the undisturbed run; the empty string where nothing does."""
+    from helpers.training import bytes_of
+
+    if not (trial.run / "result.json").exists():
+        return "no result"
+    state, wanted = state_of(trial.run), state_of(whole)
+    if {k: state[k] for k in ("step", "rows")} != {k: wanted[k] for k in ("step", "rows")}:
+        return "other rows"
+    return "" if bytes_of(str(trial.run)) == bytes_of(str(whole)) else "other bytes"
+
+
+def state_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "result.json").read_text())["state"]
+
+
+FAULTS: dict[str, Callable[[Trial, Command], None]] = {
+    "SIGKILL of rank 0": signalled(0, signal.SIGKILL),
+    "SIGKILL of rank 1": signalled(1, signal.SIGKILL),
+    "SIGSTOP of rank 1": signalled(1, signal.SIGSTOP),
+    "SIGKILL of a Ray Data task": data_task_killed,
+    "SIGKILL of the driver": driver_killed,
+    "a drained node": drained,
+    "SIGKILL of a raylet with its workers": node_killed,
+}
+
+
+def joined_and_left(cluster: LocalCluster, log: str, whole: Path, number: int) -> dict:
+    """2 -> 3 -> 2 workers: a node joins, another is drained."""
+    trial = Trial(cluster, log, f"elastic-{number}")
+    elastic = ["launch.num_workers={min: 2, max: 3}", "launch.resize_check_s=5"]
+    elastic += ["launch.cpus_per_worker=3", "train.num_epochs=30"]
+    command = trial.start(*elastic)
+    trial.wait_for_checkpoint(command)
+    trial.struck()
+    node = cluster.add(cpus=3)
+    wait_for(lambda: 3 in command.world_sizes, "a third worker", 200)
+    grown = time.monotonic() - trial.fault_s
+    time.sleep(10)
+    cluster.drain(node, seconds=15)
+    wait_for(lambda: command.world_sizes[-1] == 2, "two workers again", 200)
+    cluster.kill(node)
+    code = command.end()
+    if code:
+        print("\n".join(command.lines[-25:]), file=sys.stderr)
+    good = code == 0 and state_of(trial.run)["rows"] == 30 * state_of(whole)["rows"] // 8
+    return {
+        "what": f"workers {' -> '.join(map(str, command.world_sizes))}",
+        "came": "same rows" if good else f"exit {code}",
+        "good": good,
+        "seconds": grown,
+        "steps_lost": max(0, trial.fault_step - command.resumed[0][1]),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", help="part of a fault's name")
+    parser.add_argument("--out", type=Path, help="JSON of the table")
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    with LocalCluster() as cluster:
+        for _ in range(2):
+            cluster.add(cpus=3)
+        log = written_log(cluster)
+        whole = Trial(cluster, log, "undisturbed")
+        command = whole.start()
+        assert command.end() == 0, "\n".join(command.lines[-30:])
+        for number in range(args.rounds):
+            for name, fault in FAULTS.items():
+                if args.only and args.only not in name:
+                    continue
+                trial = Trial(cluster, log, re.sub(r"\W+", "-", f"{name} {number}"))
+                row = disturbed(trial, fault)
+                command = row.pop("command")
+                wrong = f"exit {row['exit']}" if row["exit"] else same(trial, whole.run)
+                rows.append({"what": name, "came": wrong or "same bytes", "good": not wrong, **row})
+                show(rows[-1])
+            if not args.only or args.only in "elastic":
+                rows.append(joined_and_left(cluster, log, whole.run, number))
+                show(rows[-1])
+    if args.out:
+        args.out.write_text(json.dumps(rows, indent=1))
+    return int(not all(row["good"] for row in rows))
+
+
+def written_log(cluster: LocalCluster) -> str:
+    """A small log, and the config all runs share."""
+    from helpers.logs import small_log
+    from helpers.training import small_config
+    from raymtl.config import TrainConfig, dump, parse
+
+    log = cluster.folder / "log"
+    log.mkdir()
+    small_log(log, rows=8000)
+    config = parse(TrainConfig, small_config(str(log)), "chaos")
+    (cluster.folder / "chaos.yaml").write_text(dump(config))
+    return str(log)
+
+
+def show(row: dict[str, Any]) -> None:
+    print(
+        f"| {row['what']:38} | {row['came']:12} | {row['seconds']:6.1f} | {row['steps_lost']:4} |",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main())

@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="JSON of the table")
     out = parser.parse_args().out
     rows = []
-    with LocalCluster() as cluster:
+    with LocalCluster(bare=True) as cluster:
         for _ in range(2):
             cluster.add(cpus=3)
         folder = cluster.folder / "user"

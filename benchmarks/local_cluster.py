@@ -27,10 +27,16 @@ LOOPBACK = "127.0.0.1"
 class LocalCluster:
     """Used as a context; the first node has the dashboard and no CPUs to train with."""
 
-    def __init__(self, store_bytes: int = 120_000_000):
+    def __init__(self, bare: bool = False, store_bytes: int = 120_000_000):
+        """Starts nothing yet.
+
+        Args:
+            bare: whether the nodes are without raymtl, so that jobs must bring it.
+            store_bytes: of each node's object store.
+        """
         self.folder = Path(tempfile.mkdtemp(prefix="rc", dir="/tmp"))  # sockets need a short path
         self.token = secrets.token_hex(32)
-        self._store_bytes = store_bytes
+        self._bare, self._store_bytes = bare, store_bytes
         self._port, self._dashboard_port, self._agent_port = free_ports(3)
         self._cluster: Any = None
         self._before: dict[str, str] = {}
@@ -40,8 +46,9 @@ class LocalCluster:
         path.write_text(self.token)
         path.chmod(0o600)
         self._before = dict(os.environ)
-        os.environ.update(self.node_environment)
-        os.environ.pop("PYTHONPATH", None)
+        os.environ.update(self.node_environment if self._bare else self.environment)
+        if self._bare:
+            os.environ.pop("PYTHONPATH", None)
         from ray.cluster_utils import Cluster  # reads the environment when it is imported
 
         self._cluster = Cluster()
@@ -81,7 +88,7 @@ class LocalCluster:
 
     @property
     def node_environment(self) -> dict[str, str]:
-        """What the nodes have and commands too; the checkout is not on their path."""
+        """What the nodes have and commands too, but for the checkout on the path."""
         return {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),

@@ -25,26 +25,13 @@ from torch import Tensor
 from raymtl import collectives
 from raymtl.embedding.placement import bucket_start
 from raymtl.errors import DamagedCheckpoint, InputError
+from raymtl.manifest import MANIFEST, FileEntry, Manifest, read_manifest
 from raymtl.shards import ShardFile, damaged
 from raymtl.status import attempt, raise_together
 from raymtl.storage import Folder, persistently
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 READABLE = 0o644
 """Mode of the tensor files, like the text files beside them."""
-PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """A file of a checkpoint as its manifest describes it."""
-
-    name: str
-    size: int
-    sha256: str
-    buckets: tuple[int, int] | None = None
-    """First and past-last bucket of the table rows it holds; null for other files."""
 
 
 @dataclass
@@ -139,15 +126,9 @@ class CheckpointWriter:
 
     def _write_manifest(self, snapshot: Snapshot, entries: list[dict]) -> None:
         folder = self.checkpoints / folder_name(snapshot.step)
-        content = {
-            "format_version": FORMAT_VERSION,
-            "step": snapshot.step,
-            "metric": snapshot.metric,
-            "num_buckets": self.num_buckets,
-            "files": sorted(entries, key=lambda e: e["name"]),
-        }
-        content["sha256"] = _self_hash(content)
-        folder.write(MANIFEST, json.dumps(content, indent=1, sort_keys=True).encode())
+        files = sorted((FileEntry(**entry) for entry in entries), key=lambda e: e.name)
+        written = Manifest(snapshot.step, snapshot.metric, self.num_buckets, files)
+        folder.write(MANIFEST, written.to_bytes())
 
 
 def write_files(folder: Folder, snapshot: Snapshot) -> list[FileEntry]:
@@ -183,11 +164,12 @@ class Checkpoint:
 
     def __init__(self, folder: Folder):
         self.folder = folder
-        self.manifest = _read_manifest(folder)
-        self.entries = {e["name"]: _entry(folder, e) for e in self.manifest["files"]}
-        self.step: int = self.manifest["step"]
-        self.metric: float | None = self.manifest["metric"]
-        self.num_buckets: int = self.manifest["num_buckets"]
+        manifest = read_manifest(folder)
+        self.entries = {entry.name: entry for entry in manifest.files}
+        self.step, self.metric, self.num_buckets = (
+            *(manifest.step, manifest.metric),
+            manifest.num_buckets,
+        )
         for entry in self.entries.values():
             size = folder.size(entry.name)
             if size != entry.size:
@@ -337,41 +319,5 @@ def delete_unfinished(checkpoints: Folder, after_step: int) -> None:
             checkpoints.delete(name)
 
 
-def peek(folder: Folder) -> dict | None:
-    """A checkpoint's manifest, null where it cannot be read; for retention, not for loading."""
-    try:
-        return _read_manifest(folder)
-    except DamagedCheckpoint:
-        return None
-
-
 def _step_of(name: str) -> int:
     return int(name.removeprefix("step-"))
-
-
-def _read_manifest(folder: Folder) -> dict:
-    try:
-        manifest = json.loads(folder.read(MANIFEST))
-        wanted = manifest.pop("sha256")
-        if wanted != _self_hash(manifest):
-            raise damaged(folder, MANIFEST, "its bytes were altered", "the bytes saved")
-        version = manifest["format_version"]
-    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        if isinstance(error, DamagedCheckpoint):
-            raise
-        raise damaged(folder, MANIFEST, str(error), "the manifest of a complete save") from None
-    if version != FORMAT_VERSION:
-        raise damaged(folder, MANIFEST, f"format {version}", f"format {FORMAT_VERSION}")
-    return manifest
-
-
-def _entry(folder: Folder, value: dict) -> FileEntry:
-    name = value["name"]
-    if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
-        raise damaged(folder, MANIFEST, f"a file named {name!r}", "plain file names")
-    buckets = value["buckets"]
-    return FileEntry(name, value["size"], value["sha256"], buckets and tuple(buckets))
-
-
-def _self_hash(content: dict) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

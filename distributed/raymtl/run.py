@@ -8,7 +8,7 @@ from raymtl import checkpoint as checkpoints
 from raymtl.checkpoint import Checkpoint
 from raymtl.config import TrainConfig, dump, parse, parse_yaml
 from raymtl.data.log import LogIndex
-from raymtl.errors import InputError
+from raymtl.errors import InputError, one_line
 from raymtl.schema import LogSchema
 from raymtl.storage import Folder, absolute
 
@@ -63,7 +63,15 @@ class Run:
 
     def read_log(self) -> LogIndex:
         """The index of the training log the run began with."""
-        return LogIndex.from_dict(json.loads(self.folder.read(LOG)))
+        try:
+            return LogIndex.from_dict(json.loads(self.folder.read(LOG)))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(
+                "a run's list of its log's files cannot be read",
+                f"{self.url}/{LOG}: {one_line(error)}",
+                "the file that `raymtl train` wrote",
+                "restore it, or start a new run",
+            ) from None
 
     def write_config(self, config: TrainConfig) -> None:
         """Records a config changed by a resume (more epochs, say)."""

@@ -12,6 +12,7 @@ from raymtl.checkpoint import Checkpoint, CheckpointWriter, Snapshot
 from raymtl.config import TrainConfig, dump, parse, parse_yaml
 from raymtl.errors import InputError
 from raymtl.learner import Learner
+from raymtl.manifest import peek
 from raymtl.metrics import TrainingHistograms
 from raymtl.run import Run
 from raymtl.schema import LogSchema
@@ -96,7 +97,7 @@ class Saver:
         found, warnings = checkpoints.newest_good(self.run.checkpoints, device)
         if found is None:
             return None, warnings
-        trainer = json.loads(found.text("trainer.json"))
+        trainer = trainer_of(found)
         if trainer["log_digest"] != self.log_digest:
             raise InputError(
                 "the log changed under this run",
@@ -116,6 +117,22 @@ class Saver:
             checkpoints.delete_unfinished(self.run.checkpoints, found.step)
         collectives.barrier()
         return trainer["state"], warnings
+
+
+def trainer_of(found: Checkpoint) -> dict:
+    """A checkpoint's trainer.json: "state" and "log_digest".
+
+    Raises:
+        DamagedCheckpoint: it does not hold them.
+    """
+    try:
+        trainer = json.loads(found.text("trainer.json"))
+        whole = isinstance(trainer["state"], dict) and isinstance(trainer["log_digest"], str)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(found.folder, "trainer.json", str(error), "a trainer's state") from None
+    if not whole:
+        raise damaged(found.folder, "trainer.json", "other values", "a trainer's state")
+    return trainer
 
 
 def load_learner(
@@ -174,9 +191,9 @@ def _metrics_of(run: Run, up_to_step: int) -> dict[str, float | None]:
     """Checkpoint name -> validation metric, of those up to a step whose manifest can be read."""
     found: dict[str, float | None] = {}
     for name in checkpoints.complete_names(run.checkpoints):
-        manifest = checkpoints.peek(run.checkpoints / name)
-        if manifest is not None and manifest["step"] <= up_to_step:
-            found[name] = manifest["metric"]
+        manifest = peek(run.checkpoints / name)
+        if manifest is not None and manifest.step <= up_to_step:
+            found[name] = manifest.metric
     return found
 
 

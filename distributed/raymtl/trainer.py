@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from raymtl import collectives, warm_start
@@ -63,6 +64,23 @@ class TrainState:
     last_metrics: dict[str, Any] = field(default_factory=dict)
     stopped: str | None = None
     """Why the run ended; null while it goes on."""
+
+
+_STATE = TypeAdapter(TrainState)
+
+
+def state_of(saved: dict[str, Any]) -> TrainState:
+    """A checkpoint's state; raises InputError where it is not one."""
+    try:
+        return _STATE.validate_python(saved, extra="forbid")
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InputError(
+            "the trainer's state in a checkpoint cannot be read",
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
+            "the state of a trainer of this version",
+            "use another checkpoint, or the raymtl that wrote it",
+        ) from None
 
 
 @dataclass
@@ -121,7 +139,7 @@ class Trainer:
         if saved is None:
             warm_start.start(self.learner)
         else:
-            self.state = TrainState(**saved)
+            self.state = state_of(saved)
             limits = ("num_epochs", "max_steps", "max_rows", "max_time_s")
             if self.state.stopped in limits and not self._reached_end():
                 self.state.stopped = None

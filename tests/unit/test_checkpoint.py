@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from helpers.logs import small_log
 from helpers.training import small_config, train_on_rank
 from raymtl import checkpoint
+from raymtl import manifest as manifest_module
 from raymtl.checkpoint import Checkpoint, to_delete
 from raymtl.errors import DamagedCheckpoint, InputError
 from raymtl.run import choose
@@ -117,7 +118,7 @@ def rewrite_manifest(folder: Path) -> None:
         path = folder / entry["name"]
         if path.is_file():
             entry["size"], entry["sha256"] = path.stat().st_size, checkpoint.hash_file(path)
-    manifest["sha256"] = checkpoint._self_hash(manifest)
+    manifest["sha256"] = manifest_module._self_hash(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -126,7 +127,7 @@ def test_a_manifest_cannot_name_files_outside_its_folder(run: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][0]["name"] = "../../config.yaml"
     manifest.pop("sha256")
-    manifest["sha256"] = checkpoint._self_hash(manifest)
+    manifest["sha256"] = manifest_module._self_hash(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DamagedCheckpoint, match="plain file names"):
         Checkpoint(Folder(str(folder)))

@@ -9,7 +9,7 @@ TOOLS := $(VENV)/tools.stamp
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev demo test lint format types clean
+.PHONY: help setup dev demo test lint format types fuzz cluster chaos clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,15 @@ format: $(TOOLS)  ## mend what ruff can mend
 
 types: $(TOOLS)  ## pyright
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+fuzz: $(TOOLS)  ## 10,000 hostile files for every loader; an hour or more
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 --timeout 0 tests/fuzz
+
+cluster: $(TOOLS)  ## every verb as a job on three local Ray nodes, with a token
+	$(BIN)/python benchmarks/cluster.py
+
+chaos: $(TOOLS)  ## kill, stop and drain what trains on three local Ray nodes
+	$(BIN)/python benchmarks/chaos.py
 
 clean:  ## remove .venv, builds and caches; runs stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

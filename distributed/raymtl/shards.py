@@ -57,7 +57,10 @@ class ShardFile:
             self._file = folder.open(name)
             self._size = self._file.size()
             self.slots = self._read_header()
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (
+            *(OSError, ValueError, KeyError, TypeError, AttributeError),
+            *(RecursionError, OverflowError),
+        ) as error:
             if isinstance(error, DamagedCheckpoint):
                 raise
             raise damaged(folder, name, str(error), "a readable safetensors file") from None
@@ -76,7 +79,7 @@ class ShardFile:
         begin, end = (int(n) for n in entry["data_offsets"])
         size = math.prod(shape) * np.dtype(numpy_dtype).itemsize
         inside = 0 <= begin <= end <= self._size - base
-        if min(shape, default=0) < 0 or not inside or end - begin != size:
+        if not all(0 <= n < 2**48 for n in shape) or not inside or end - begin != size:
             raise self._damaged(f"{key} of shape {list(shape)} at bytes {begin} to {end}")
         return Slot(dtype, numpy_dtype, shape, base + begin)
 

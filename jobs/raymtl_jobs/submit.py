@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import click
 import typer
 
-from raymtl.errors import InputError
+from raymtl.errors import InputError, one_line
 from raymtl.storage import START_FOLDER, absolute
 from raymtl_jobs import names
 from raymtl_jobs.output import INTERRUPTED, say
@@ -227,13 +227,18 @@ def connected(address: str | None) -> Any:
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:
-        raise InputError(
-            "the cluster does not take the job",
-            f"{address or 'no --address'}: {' '.join(str(error).split())[:300]}",
-            "the URL of a Ray dashboard (http://HEAD:8265), and the cluster's token",
-            "check --address or RAY_API_SERVER_ADDRESS; put the token into ~/.ray/auth_token "
-            "(chmod 600) or RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token",
-        ) from None
+        raise refusal(error) from None
+
+
+def refusal(error: Exception) -> InputError:
+    """A cluster that does not answer, or not without the right token, as an error for a person."""
+    return InputError(
+        "the cluster does not take the job",
+        one_line(error),
+        "the URL of a Ray dashboard (http://HEAD:8265), and the cluster's token",
+        "check --address or RAY_API_SERVER_ADDRESS; put the token into ~/.ray/auth_token "
+        "(chmod 600) or RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token",
+    )
 
 
 def followed(client: Any, job: Job) -> int | None:
@@ -266,9 +271,9 @@ def submitted(client: Any, job: Job) -> str:
                 metadata=job.metadata,
                 entrypoint_resources=ON_HEAD,
             )
-        except RuntimeError as error:
+        except (ConnectionError, RuntimeError) as error:
             if pause is None or "try again later" not in str(error):
-                raise
+                raise refusal(error) from None
             time.sleep(pause)
     raise AssertionError
 

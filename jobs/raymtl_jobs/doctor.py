@@ -3,6 +3,8 @@
 import os
 import sys
 import tempfile
+import time
+import uuid
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -10,25 +12,40 @@ import typer
 
 from raymtl.config import DataSection, FailureSection, LaunchSection, TrainConfig
 from raymtl.errors import InputError
-from raymtl_jobs.output import say
+from raymtl_jobs.options import Address, Overrides
+from raymtl_jobs.output import say, show_config
+from raymtl_jobs.train import of_config
 
 MIN_MEMORY_GB = 4
 """Ray, its object store, two workers and their reading tasks take 2 to 3 GB for a small log."""
 MEETING_TIMEOUT_S = 60.0
+MAX_CLOCK_DIFFERENCE_S = 30.0
+"""S3 refuses requests that are minutes off; file times decide whether a stored index is fresh."""
+SYNCHRONISE = "let both follow a time server (chrony, systemd-timesyncd)"
 
 
 def doctor(
-    storage: Annotated[str, typer.Option(help="Folder or URL that is to hold runs.")] = "runs",
+    config: Annotated[
+        str | None, typer.Argument(metavar="CONFIG", help="A training config to check as well.")
+    ] = None,
+    overrides: Overrides = None,
+    storage: Annotated[str | None, typer.Option(help="Folder or URL that is to hold runs.")] = None,
+    address: Address = None,
 ) -> None:
-    """Check versions, cores, memory, storage, a local Ray, and workers meeting over gloo."""
+    """Check versions, cores, memory, storage, clock, Ray and its token, and workers that meet."""
+    joined = address or os.environ.get("RAY_ADDRESS")
     checks: dict[str, Callable[[], str]] = {
         "versions": versions,
         "cores": cores,
         "memory": memory,
-        "storage": lambda: writable(storage),
-        "ray": local_ray,
-        "workers": lambda: meeting(num_workers=2),
+        "config": lambda: resolved(config, overrides or []),
+        "storage": lambda: round_trip(storage or storage_of(config, overrides or [])),
+        "auth": lambda: auth(joined),
+        "ray": lambda: ray_runs(joined),
+        "workers": lambda: meeting(num_workers=2, address=joined),
     }
+    if config is None:
+        del checks["config"]
     problems = [name for name, check in checks.items() if not _passes(name, check)]
     if problems:
         say(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}: {', '.join(problems)}")
@@ -36,9 +53,16 @@ def doctor(
     print("ready to train")
 
 
+class Doubt(InputError):
+    """Training works, but something should be mended."""
+
+
 def _passes(name: str, check: Callable[[], str]) -> bool:
     try:
         print(f"ok       {name:9} {check()}", flush=True)
+        return True
+    except Doubt as doubt:
+        print(f"warning  {name:9} {doubt.got}\n{'':19}do: {doubt.do}", flush=True)
         return True
     except InputError as problem:
         print(f"problem  {name:9} {problem.got}\n{'':19}do: {problem.do}", flush=True)
@@ -96,44 +120,121 @@ def _available_gb() -> float:
         return 0.0
 
 
-def writable(storage: str) -> str:
-    """A file can be made in the storage; one that is made here is removed again."""
+def storage_of(config: str | None, overrides: list[str]) -> str:
+    """Where the config's runs go; the default without one."""
+    return of_config([config, *overrides]).storage if config else "runs"
+
+
+def resolved(config: str | None, overrides: list[str]) -> str:
+    """The config as it would be run, its log and schema checked; prints it."""
+    from raymtl.preflight import check, describe
+    from raymtl.run import located
+
+    assert config is not None
+    job = check(located(of_config([config, *overrides])))
+    show_config(job.config)
+    return describe(job).splitlines()[0]
+
+
+def round_trip(storage: str) -> str:
+    """A file is written to the storage, read back, its time compared with this clock, removed."""
+    from raymtl.storage import Folder
+
+    folder = Folder(nearest(storage))
+    folder.require_writable()
+    name, content, start = f".probe-{uuid.uuid4().hex}", os.urandom(2**16), time.time()
+    folder.write(name, content)
+    try:
+        same = folder.read(name) == content
+        written = folder.filesystem.get_file_info(f"{folder.path}/{name}").mtime_ns
+    finally:
+        folder.delete(name)
+    elapsed = time.time() - start
+    if not same:
+        raise InputError("", f"{folder.url} gives back other bytes", "", "use another storage")
+    off = 0.0 if not written else max(0.0, start - written / 1e9, written / 1e9 - start - elapsed)
+    if off > MAX_CLOCK_DIFFERENCE_S:
+        raise InputError(
+            "",
+            f"the clocks of {folder.url} and this machine differ by {off:.0f} s",
+            "",
+            SYNCHRONISE,
+        )
+    return f"{folder.url}: written and read in {elapsed * 1000:.0f} ms, clocks agree"
+
+
+def nearest(storage: str) -> str:
+    """The folder itself, or the first one above it that is there already on this disk."""
     from raymtl.storage import Folder
 
     folder = Folder(storage)
-    if not folder.is_local or os.path.isdir(folder.path):
-        folder.require_writable()
-        return folder.url
-    parent = os.path.dirname(folder.path)
-    while not os.path.isdir(parent):
-        parent = os.path.dirname(parent)
-    Folder(parent).require_writable()
-    return f"{folder.url} can be made"
+    path = folder.path
+    while folder.is_local and not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path if folder.is_local else folder.url
 
 
-def local_ray() -> str:
-    """Ray starts, or can be joined by RAY_ADDRESS, and runs a task."""
+def auth(address: str | None) -> str:
+    """A local Ray asks for a token that only this user can read, and a cluster asks for one too."""
+    from raymtl.auth import MODE, TOKEN, require_private_token, token_file
+
+    mode = os.environ.get(MODE, "token")
+    if mode.lower() != "token":
+        raise Doubt("", f"{MODE}={mode}: Ray asks nobody for a token", "", f"unset {MODE}")
+    if address is None:
+        require_private_token()
+        where = TOKEN if os.environ.get(TOKEN) else token_file()
+        return f"a local Ray listens on loopback and asks for the token in {where}"
+    if open_to_all(address):
+        raise Doubt(
+            "",
+            f"the cluster at {address} is open: whoever reaches its ports can run code there",
+            "",
+            f"start its nodes with {MODE}=token and one token (docs/operations.md)",
+        )
+    return f"the cluster at {address} asks for a token"
+
+
+def open_to_all(address: str) -> bool:
+    """Whether a process without the token can join the cluster."""
+    import subprocess
+
+    code = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')"
+    stranger = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}
+    tried = subprocess.run(
+        [sys.executable, "-c", code, address], env=stranger, capture_output=True, check=False
+    )
+    return tried.returncode == 0
+
+
+def ray_runs(address: str | None) -> str:
+    """Ray starts, or the cluster is joined, and runs a task; the clocks of its nodes agree."""
     import ray
 
     from raymtl.cluster import session
 
-    with session(LaunchSection(num_workers=1)):
+    with session(LaunchSection(num_workers=1, address=address)):
         cpus = ray.cluster_resources().get("CPU", 0.0)
-        answer = ray.get(ray.remote(num_cpus=1)(_answer).remote())
-    assert answer == 1, answer
-    return f"starts and runs a task, with {cpus:g} logical CPUs"
+        start = time.time()
+        answer = ray.get(ray.remote(num_cpus=1)(_now).remote())
+        end = time.time()
+    off = max(0.0, start - answer, answer - end)
+    if off > MAX_CLOCK_DIFFERENCE_S:
+        raise InputError("", f"a node's clock differs by {off:.0f} s", "", SYNCHRONISE)
+    how = f"{address} is joined" if address else "starts"
+    return f"{how} and runs a task, with {cpus:g} logical CPUs"
 
 
-def _answer() -> int:
-    return 1
+def _now() -> float:
+    return time.time()
 
 
-def meeting(num_workers: int) -> str:
+def meeting(num_workers: int, address: str | None = None) -> str:
     """Starts a worker group as training does, and sums a number over it."""
     from raymtl.cluster import session
     from raymtl.launch import run_workers
 
-    launch = LaunchSection(num_workers=num_workers)
+    launch = LaunchSection(num_workers=num_workers, address=address)
     failure = FailureSection(max_failures=0, hang_timeout_s=MEETING_TIMEOUT_S)
     config = TrainConfig(data=DataSection(train="-"), launch=launch, failure=failure)
     with tempfile.TemporaryDirectory(prefix="raymtl-doctor-") as folder, session(launch):

@@ -9,7 +9,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HOMES = {"distributed": "raymtl", "jobs": "raymtl_jobs", "tuning": "raymtl_tuning"}
 
-LEVELS = ["errors", "config", "schema", "layout", "batch", "collectives", "*", "trainer evaluator"]
+LEVELS = [
+    "errors",
+    "sections",
+    "config",
+    "schema",
+    "layout",
+    "batch",
+    "collectives",
+    "*",
+    "trainer evaluator",
+]
 LEVELS += [
     "launch",
     "scoring predict alone analysis",

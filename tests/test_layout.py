@@ -21,6 +21,7 @@ LEVELS = [
     "trainer evaluator",
 ]
 LEVELS += [
+    "trainer evaluator",
     "launch",
     "scoring predict alone analysis",
     "study",

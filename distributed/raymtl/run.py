@@ -142,13 +142,16 @@ class MetricLines:
         self._lines: list[str] = []
 
     def cut_back(self, step: int) -> None:
-        """Drops lines past a step (and a torn last line), as a resume from there needs."""
+        """Drops lines past a step (and a torn last line), as a resume from there needs.
+
+        A run that goes on from step 0 begins anew and keeps none.
+        """
         text = (
             self._folder.read(METRICS).decode(errors="replace")
             if self._folder.size(METRICS) is not None
             else ""
         )
-        self._lines = [line for line in text.splitlines() if _step_of(line) <= step]
+        self._lines = [line for line in text.splitlines() if step and _step_of(line) <= step]
         self._folder.write(METRICS, _joined(self._lines))
 
     def add(self, values: dict) -> None:

@@ -28,7 +28,8 @@ from raymtl.evaluator import evaluate as evaluate_log
 from raymtl.evaluator import scored
 from raymtl.launch import reader_on_ray, run_workers
 from raymtl.learner import Learner
-from raymtl.preflight import indexed, schema_at
+from raymtl.lineage import known_rows, reading_schema
+from raymtl.preflight import indexed
 from raymtl.progress import Show
 from raymtl.run import choose
 from raymtl.saving import load_learner, read_config
@@ -185,12 +186,13 @@ def checked(
     """
     found = choose(where, pick.which)
     config, schema = read_config(found)
-    _require_same_transforms(schema, log)
+    reading = reading_schema(schema, log)
     payload = {
         "checkpoint": found.folder.url,
         "config": config.model_dump(mode="json"),
         "schema": schema.model_dump(mode="json"),
-        "index": indexed(log, schema, labels=labels),
+        "reading": reading.model_dump(mode="json"),
+        "index": indexed(log, reading, labels=labels),
         "curves": calibration.read(found.folder) if pick.calibrated else None,
     }
     return found, payload, config
@@ -207,20 +209,6 @@ def _ray_folder(found: Checkpoint, launch: LaunchSection) -> Iterator[str]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _require_same_transforms(schema: LogSchema, log: str) -> None:
-    beside = f"{log.rstrip('/')}/schema.yaml"
-    if Folder(log).size("schema.yaml") is None:
-        return
-    transforms = schema_at(beside).transforms
-    if transforms != schema.transforms and transforms not in schema.extends:
-        raise InputError(
-            "the log was prepared with other transforms than the model's training log",
-            f"{transforms or 'none'}   ({beside})",
-            schema.transforms or "none: a raw log",
-            "evaluate on a log of the same `raymtl prepare`",
-        )
 
 
 def _require_columns(index: Any, columns: tuple[str, ...]) -> None:
@@ -279,8 +267,11 @@ def _batches(
     read: Read | None = None,
 ) -> Iterator[Batch]:
     span = Span(collectives.rank(), collectives.world_size(), 0, order.steps_per_epoch)
-    stream = Stream(payload["index"], learner.schema, order, span, keys, labels)
-    return (read or reader_on_ray(learner.config.data.prefetch_chunks))(stream)
+    reading = parse(LogSchema, payload["reading"], "the log's schema")
+    stream = Stream(payload["index"], reading, order, span, keys, labels)
+    rows = {spec.name: spec.rows for spec in learner.tables.specs}
+    batches = (read or reader_on_ray(learner.config.data.prefetch_chunks))(stream)
+    return (known_rows(batch, learner.layout, rows) for batch in batches)
 
 
 def _schema_of(index: LogIndex, keys: tuple[str, ...], tasks: tuple[str, ...]) -> pa.Schema:

@@ -1,6 +1,6 @@
 """Starting a new run from another one's checkpoint (`init_from`)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -57,20 +57,24 @@ def rows_before(old: LogSchema, new: LogSchema) -> dict[str, int]:
     return {name: then for name, (then, now) in rows.items() if then < now}
 
 
-def start(learner: Learner) -> None:
+def start(learner: Learner) -> Mapping[str, int]:
     """Collective. Takes weights and row-optimizer state from `init_from`, where one is given.
+
+    Returns:
+        Table -> rows the checkpoint knows, of those that grew since.
 
     Raises:
         DamagedCheckpoint: on all ranks alike.
     """
     if learner.config.init_from is None:
-        return
+        return {}
     found = Checkpoint(Folder(learner.config.init_from))
     found.verify_together(learner.device)
     _, old_schema = read_config(found)
     grown = rows_before(old_schema, learner.schema)
     load_learner(found, learner, optimizer=False, saved_rows=grown)
     learner.take_row_steps(found.tensors("dense.safetensors"))
+    return grown
 
 
 def _differences(

@@ -6,8 +6,9 @@ from dataclasses import replace
 import torch
 
 from raymtl.batch import Batch, Layout
+from raymtl.config import parse, parse_yaml
+from raymtl.data.frozen import named_difference
 from raymtl.errors import InputError
-from raymtl.preflight import schema_at
 from raymtl.schema import LogSchema
 from raymtl.storage import Folder
 
@@ -15,38 +16,74 @@ OUT_OF_VOCABULARY = 0
 """Row of a value that a model does not know."""
 
 
-def reading_schema(schema: LogSchema, log: str) -> LogSchema:
-    """What a log is read with, to be scored by a model.
+def schema_at(url: str) -> LogSchema:
+    """A schema file that is ready for training."""
+    parent, _, name = url.rpartition("/")
+    try:
+        text = Folder(parent or ".").read(name).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            "there is no schema for the log",
+            f"{url}: {error}",
+            "a schema.yaml beside the log, or data.schema_path",
+            "draft one with `raymtl schema LOG`",
+        ) from None
+    schema = parse(LogSchema, parse_yaml(text, url), url)
+    schema.require_ready()
+    return schema
+
+
+def require_same(schema: LogSchema, log: str, home: str) -> None:
+    """Refuses a log that was not prepared with a schema's transforms, or with ones they extend.
 
     Args:
-        schema: the model's.
+        schema: what the log is to be read with.
         log: URL of the log; where no schema.yaml lies beside it, it is taken to fit.
+        home: where the schema's transforms lie: a log, run or checkpoint.
+
+    Raises:
+        InputError: naming where the transforms differ, if both can be read.
+    """
+    found = _beside(log)
+    if found is not None and found.transforms not in (schema.transforms, *schema.extends):
+        raise _another(schema, found, log, home)
+
+
+def reading_schema(schema: LogSchema, log: str, home: str) -> LogSchema:
+    """What a log is read with, to be scored by a model; arguments as `require_same`.
 
     Returns:
         The model's schema; its tables as long as the log's where the log's vocabularies extend the
         model's (ids past the model's rows are then made known by `known_rows`).
 
     Raises:
-        InputError: the log was prepared with other transforms.
+        InputError: as `require_same`, but for a log that extends the model's transforms.
     """
-    if Folder(log).size("schema.yaml") is None:
+    found = _beside(log)
+    if found is None or schema.transforms is None or schema.transforms not in found.extends:
+        require_same(schema, log, home)
         return schema
-    beside = f"{log.rstrip('/')}/schema.yaml"
-    found = schema_at(beside)
-    if found.transforms == schema.transforms or found.transforms in schema.extends:
-        return schema
-    if schema.transforms is not None and schema.transforms in found.extends:
-        longer = {n: found.table(n).num_rows for n in schema.table_names if n in found.table_names}
-        tables = [
-            schema.table(name).model_copy(update={"rows": longer.get(name, schema.table(name).rows)})
-            for name in schema.table_names
-        ]
-        return schema.model_copy(update={"tables": tables})
-    raise InputError(
+    grown = {name: found.table(name).rows for name in found.table_names}
+    tables = [
+        schema.table(n).model_copy(update={"rows": grown.get(n, schema.table(n).rows)})
+        for n in schema.table_names
+    ]
+    return schema.model_copy(update={"tables": tables})
+
+
+def _beside(log: str) -> LogSchema | None:
+    url = log.rstrip("/")
+    return None if Folder(url).size("schema.yaml") is None else schema_at(f"{url}/schema.yaml")
+
+
+def _another(schema: LogSchema, found: LogSchema, log: str, home: str) -> InputError:
+    where = named_difference(home, log) if schema.transforms and found.transforms else ""
+    return InputError(
         "the log was prepared with other transforms than the model's training log",
-        f"{found.transforms or 'none'}   ({beside})",
+        f"{found.transforms or 'none'}   ({log.rstrip('/')}/schema.yaml)"
+        + (f": {where}" if where else ""),
         schema.transforms or "none: a raw log",
-        "evaluate on a log of the same `raymtl prepare`",
+        "use a log of the same `raymtl prepare`, or prepare it with --like",
     )
 
 

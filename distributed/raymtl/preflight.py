@@ -7,15 +7,16 @@ import torch
 
 from raymtl import warm_start
 from raymtl.batch import Layout
-from raymtl.config import TrainConfig, parse, parse_yaml
+from raymtl.config import TrainConfig, parse
 from raymtl.data.files import find_files
 from raymtl.data.log import LogIndex, changed_files, read_index
-from raymtl.data.ranges import check_ranges
+from raymtl.data.ranges import check_ranges, newest_time
+from raymtl.differences import differences
 from raymtl.errors import InputError
+from raymtl.lineage import require_same, schema_at
 from raymtl.models import registry
 from raymtl.run import Run
 from raymtl.schema import LogSchema
-from raymtl.storage import Folder
 
 METRICS = {"binary": ("auc", "gauc", "log_loss"), "regression": ("rmse", "mae")}
 RESUME_MAY_CHANGE = (
@@ -61,6 +62,8 @@ def check(config: TrainConfig) -> Job:
     for url in filter(None, [config.data.train, config.data.valid]):
         find_files(url)
     schema = read_schema(config)
+    for url in filter(None, [config.data.train, config.data.valid]):
+        require_same(schema, url, config.data.train)
     check_metric(config, schema)
     check_table_names(config, schema)
     registry.require_fit(config.model, schema, config.embedding.width)
@@ -88,6 +91,7 @@ def check_run(config: TrainConfig, resume: bool) -> tuple[Job, Run]:
     run = Run.of(job.config)
     if resume:
         check_resume(run, job.config, job.train)
+        check_schema(run, job.schema)
     else:
         run.require_new()
         started, new_rows = warm_start.chosen(job.config, job.schema)
@@ -101,23 +105,6 @@ def read_schema(config: TrainConfig) -> LogSchema:
     return schema_at(url)
 
 
-def schema_at(url: str) -> LogSchema:
-    """A schema file that is ready for training."""
-    parent, _, name = url.rpartition("/")
-    try:
-        text = Folder(parent or ".").read(name).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            "there is no schema for the log",
-            f"{url}: {error}",
-            "a schema.yaml beside the log, or data.schema_path",
-            "draft one with `raymtl schema LOG`",
-        ) from None
-    schema = parse(LogSchema, parse_yaml(text, url), url)
-    schema.require_ready()
-    return schema
-
-
 def indexed(url: str, schema: LogSchema, labels: bool = True) -> LogIndex:
     """A log's index, every file checked against the schema and its ranges.
 
@@ -126,6 +113,8 @@ def indexed(url: str, schema: LogSchema, labels: bool = True) -> LogIndex:
     """
     index = read_index(url, schema, labels=labels)
     check_ranges(index, schema)
+    if labels and schema.has_ages and schema.as_of is None:
+        index = replace(index, newest=newest_time(index, schema))
     return index
 
 
@@ -184,6 +173,18 @@ def check_resume(run: Run, config: TrainConfig, job_train: LogIndex) -> None:
             "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if changes[5:] else ""),
             f"the log of {began.num_rows} rows the run began with",
             "restore the log, or start a new run on the new one",
+        )
+
+
+def check_schema(run: Run, schema: LogSchema) -> None:
+    """Refuses to go on with a run whose schema, transforms included, is another one by now."""
+    then, now = (s.model_dump(mode="json") for s in (run.read_schema(), schema))
+    for place, before, after in differences("schema", then, now):
+        raise InputError(
+            "the schema changed under this run",
+            f"{place} = {after}",
+            f"{before}, as the run began ({run.url}/schema.yaml)",
+            "restore the log's schema.yaml, or start a new run",
         )
 
 

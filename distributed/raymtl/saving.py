@@ -10,12 +10,14 @@ from raymtl import checkpoint as checkpoints
 from raymtl import collectives
 from raymtl.checkpoint import Checkpoint, CheckpointWriter, Snapshot
 from raymtl.config import TrainConfig, dump, parse, parse_yaml
+from raymtl.data.carried import CARRIED
 from raymtl.errors import InputError
 from raymtl.learner import Learner
 from raymtl.metrics import TrainingHistograms
 from raymtl.run import Run
 from raymtl.schema import LogSchema
 from raymtl.shards import damaged
+from raymtl.storage import Folder
 
 DECIDES_NOTHING = {"name", "storage", "launch", "failure"}
 """Sections of a config that leave the trained numbers alone; not part of a checkpoint."""
@@ -32,6 +34,8 @@ class Saver:
             "config.yaml": dump_for_checkpoint(config).encode(),
             "schema.yaml": dump(learner.schema).encode(),
         }
+        transforms = run.folder / CARRIED
+        self._copies = {name: transforms for name in transforms.names()}
         self._saved: dict[str, float | None] = {}
         self.last_complete: str | None = None
 
@@ -57,7 +61,9 @@ class Saver:
         tensors = {mine: {k: t for k, t in tables.items() if _table(k) not in replicated}}
         buckets = {mine: self.learner.tables.bucket_range}
         texts: dict[str, bytes] = {}
+        copies: dict[str, Folder] = {}
         if rank == 0:
+            copies = self._copies
             num_buckets = self.learner.config.embedding.num_buckets
             tensors["replicated.safetensors"] = {
                 k: t for k, t in tables.items() if _table(k) in replicated
@@ -69,7 +75,7 @@ class Saver:
             texts = self._texts | {
                 "trainer.json": json.dumps(trainer, indent=1, sort_keys=True).encode()
             }
-        self._writer.start(Snapshot(step, tensors, buckets, texts, metric))
+        self._writer.start(Snapshot(step, tensors, buckets, texts, copies, metric))
 
     def complete(self) -> int:
         """Collective. Waits for the save under way, records it, and removes what is not kept."""

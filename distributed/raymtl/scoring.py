@@ -34,6 +34,7 @@ from raymtl.progress import Show
 from raymtl.run import choose
 from raymtl.saving import load_learner, read_config
 from raymtl.schema import LogSchema
+from raymtl.serving import ServingValues
 from raymtl.source import Read, order_of
 from raymtl.storage import Folder
 
@@ -125,7 +126,8 @@ def evaluate_rank(payload: dict[str, Any]) -> dict[str, Any]:
     learner, order = _prepared(payload, _device())
     batches = _batches(payload, learner, order)
     adjust = _adjusted(payload, learner)
-    return evaluate_log(learner, batches, order.steps_per_epoch, learner.config.metrics, adjust)
+    steps, serving = order.steps_per_epoch, ServingValues.of(learner.schema, learner.layout)
+    return evaluate_log(learner, batches, steps, learner.config.metrics, adjust, serving)
 
 
 def predict_rank(
@@ -140,7 +142,9 @@ def predict_rank(
     learner, order = _prepared(payload, device or _device())
     keys, rank, adjust = payload["keys"], collectives.rank(), _adjusted(payload, learner)
     columns_read = tuple(key for key in keys if key != LOG_ROW)
-    batches = _batches(payload, learner, order, columns_read, labels=False, read=read)
+    serving = ServingValues.of(learner.schema, learner.layout)
+    read_ = _batches(payload, learner, order, columns_read, labels=False, read=read)
+    batches = map(serving.apply, read_)
     first_rows = np.array(payload["index"].first_rows)
     out = Folder(payload["out"])
     scratch = Path(tempfile.mkdtemp(prefix="raymtl-predict-"))
@@ -186,7 +190,7 @@ def checked(
     """
     found = choose(where, pick.which)
     config, schema = read_config(found)
-    reading = reading_schema(schema, log)
+    reading = reading_schema(schema, log, found.folder.url)
     payload = {
         "checkpoint": found.folder.url,
         "config": config.model_dump(mode="json"),

@@ -6,6 +6,7 @@ from typing import Any
 
 from raymtl.checkpoint import Checkpoint
 from raymtl.config import TrainConfig
+from raymtl.data.frozen import named_difference
 from raymtl.differences import differences
 from raymtl.errors import InputError
 from raymtl.learner import Learner
@@ -17,6 +18,8 @@ from raymtl.storage import Folder
 
 MUST_BE_EQUAL = ("embedding.width", "embedding.num_buckets", "optimizer.rows.name")
 """Keys of a config, beside the model's own, that say which weights and row states there are."""
+FREE = {"training_only", "serving_value", "default"}
+"""Keys of a feature that no weight depends on."""
 
 
 def chosen(config: TrainConfig, schema: LogSchema) -> tuple[TrainConfig, list[str]]:
@@ -35,9 +38,10 @@ def chosen(config: TrainConfig, schema: LogSchema) -> tuple[TrainConfig, list[st
     old_config, old_schema = read_config(found)
     grown = rows_before(old_schema, schema)
     for what, then, now in _differences(old_config, old_schema, config, schema, grown):
+        where = named_difference(found.folder.url, config.data.train)
         raise InputError(
             "a run cannot start from this checkpoint",
-            f"{what} = {now}",
+            f"{what} = {now}" + (f"   ({where})" if where and "transforms" in what else ""),
             f"{then}, as in {found.folder.url}",
             "make them equal, or start without init_from",
         )
@@ -101,7 +105,7 @@ def _weights_of(schema: LogSchema) -> dict[str, Any]:
     """The part of a schema that decides what a weight means."""
     return {
         "transforms": schema.transforms,
-        "features": [f.model_dump(mode="json") for f in schema.features],
+        "features": [f.model_dump(mode="json", exclude=FREE) for f in schema.features],
         "tables": {n: schema.table(n).model_dump(mode="json") for n in schema.table_names},
         "tasks": [{"name": t.name, "kind": t.kind, "given": t.given} for t in schema.tasks],
     }

@@ -16,9 +16,17 @@ from raymtl.data.rows import Recipe, stream
 from raymtl.data.sample import sampled
 from raymtl.data.split import Places
 from raymtl.data.statistics import Tally
+from raymtl.data.times import old_enough
 from raymtl.data.vocabulary import look_up
+from raymtl.errors import InputError
 from raymtl.layout import PAD
-from raymtl.schema import BagFeature, CategoricalFeature, LogSchema, NumericFeature
+from raymtl.schema import (
+    BagFeature,
+    CategoricalFeature,
+    LogSchema,
+    NumericFeature,
+    training_only,
+)
 from raymtl.storage import filesystem
 
 
@@ -113,11 +121,43 @@ def transform(
             columns[f"{log_column(f.name)}_weights"] = weights
     for task in fitted.tasks:
         label = values.labels(table, task, origin)
+        label = np.where(old_enough(table, task, fitted, origin.where), label, np.nan)
         kind = pa.int8() if task.kind == "binary" else pa.float32()
         columns[task.label] = pa.array(label, pa.float64(), from_pandas=True).cast(kind)
     for name in raw_names(recipe):
         columns.setdefault(name, table.column(name))
     return pa.table(columns)
+
+
+def serving_values(
+    recipe: Recipe, fitted: LogSchema, vocabularies: dict[str, pa.Array]
+) -> dict[str, int | float | None]:
+    """What stands for each `training_only` feature at serving, in the log's own terms.
+
+    Raises:
+        InputError: a value has no row of its own in the feature's vocabulary.
+    """
+    found: dict[str, int | float | None] = {}
+    origin = Origin("serving_value", "the schema's serving_value", 0, 0)
+    for f in training_only(fitted.features):
+        if f.serving_value is None:
+            made = None
+        elif isinstance(f, NumericFeature):
+            made = _number(pa.table({f.source: [f.serving_value]}), f, origin)[0].as_py()
+        else:
+            text = f.table_name in recipe.text_tables
+            raw = pa.array([str(f.serving_value) if text else f.serving_value])
+            raw = values.ids(pa.chunked_array([raw]), f.name, origin.where)
+            made = _rows_of(raw, f, fitted, vocabularies, origin)[0].as_py()
+            if made == 0 and f.table_name in vocabularies:
+                raise InputError(
+                    f"the serving value of feature {f.name} is none that training knows",
+                    f"serving_value = {f.serving_value!r}",
+                    f"a value of column {f.source} in the training part, or null for none",
+                    "mend serving_value",
+                )
+        found[f.name] = made
+    return found
 
 
 def raw_names(recipe: Recipe) -> list[str]:

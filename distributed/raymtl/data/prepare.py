@@ -25,12 +25,12 @@ from rich.console import Console
 
 from raymtl.config import dump
 from raymtl.data import places, scratch, statistics
-from raymtl.data.apply import apply_share
+from raymtl.data.apply import apply_share, serving_values
+from raymtl.data.carried import TRANSFORMS
 from raymtl.data.checks import check_splits, make_recipe
 from raymtl.data.fit import Moments, fit_share, lists_of, merge_bucket, quantile_borders
 from raymtl.data.fitted import digest_of, file_digest, fitted_schema, result_schema, vocabulary_path
 from raymtl.data.frozen import (
-    TRANSFORMS,
     Frozen,
     apply_frozen,
     copy_vocabularies,
@@ -44,9 +44,10 @@ from raymtl.data.output import Output, write_text
 from raymtl.data.prepare_config import Join, PrepareConfig
 from raymtl.data.raw import Share, cut
 from raymtl.data.rows import Recipe
+from raymtl.data.times import later
 from raymtl.data.vocabulary import ordered, written_out
 from raymtl.errors import IdOutOfRange, InputError, input_error_in
-from raymtl.schema import LogSchema, NumericFeature
+from raymtl.schema import LogSchema, NumericFeature, training_only
 from raymtl.storage import filesystem
 
 __all__ = ["PrepareConfig", "prepare"]
@@ -92,7 +93,7 @@ def prepare(
         fitted, counted = _fit(recipe, shares, side_refs, out.staging, frozen)
         tally = _apply(recipe, shares, side_refs, fitted, out.staging)
         lineage = _write_transforms(recipe, fitted, out.staging, frozen)
-        written = result_schema(fitted, lineage)
+        written = result_schema(fitted, lineage, _serving(recipe, fitted, out.staging))
         if config.sample is not None:
             written = written.model_copy(update={"weight": config.sample.weight})
         result = _write_splits(recipe, written, out)
@@ -153,10 +154,12 @@ def _fit(
         list(_stage(places.place_users, buckets, recipe))
     moments: dict[str, Moments] = {}
     rows: dict[str, int] = {}
+    latest = None
     for answer in _stage(_fit_share, shares, recipe, sides):
         for name, values in answer["moments"].items():
             moments.setdefault(name, Moments()).add(Moments(*values))
         rows = {name: rows.get(name, 0) + n for name, n in answer["rows"].items()}
+        latest = later(latest, answer["newest"])
     check_splits(rows, config)
     users: dict[str, int] = {}
     distinct: dict[str, int] = {}
@@ -170,7 +173,9 @@ def _fit(
     for (what, name), answer in zip(tables, answers, strict=True):
         (borders if what == "quantiles" else sizes)[name] = answer
     counted = {"users": users, "distinct": distinct, "dropped": rows["dropped"]}
-    return fitted_schema(config.log_schema, sizes, moments, borders), counted
+    fitted = fitted_schema(config.log_schema, sizes, moments, borders)
+    as_of = latest if fitted.as_of is None else fitted.as_of
+    return fitted.model_copy(update={"as_of": as_of}), counted
 
 
 def _fit_share(share: Share, recipe: Recipe, sides: dict[str, pa.Table]) -> dict[str, Any]:
@@ -224,6 +229,16 @@ def _apply(
     return tally
 
 
+def _serving(recipe: Recipe, fitted: LogSchema, staging: str) -> dict[str, int | float | None]:
+    """The serving values of `training_only` features, in the log's own terms."""
+    paths = {
+        f.table_name: fitted.table(f.table_name).vocabulary for f in training_only(fitted.features)
+    }
+    tables = {name: _read_table(f"{staging}/{path}") for name, path in paths.items() if path}
+    known = {name: table.column("value").combine_chunks() for name, table in tables.items()}
+    return serving_values(recipe, fitted, known)
+
+
 def _apply_share(
     share: Share,
     recipe: Recipe,
@@ -256,7 +271,7 @@ def _write_transforms(
     files = [t.vocabulary for t in map(fitted.table, fitted.table_names) if t.vocabulary]
     sources = {s.name: s.model_dump(mode="json", exclude={"url"}) for s in config.sources}
     transforms = {
-        "schema": fitted.model_dump(mode="json"),
+        "schema": fitted.model_dump(mode="json", exclude={"as_of"}),
         "sources": sources,
         "joins": [j.model_dump(mode="json", exclude={"url"}) for j in config.joins],
         "derive": {name: d.model_dump(mode="json") for name, d in config.derive.items()},

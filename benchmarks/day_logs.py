@@ -3,6 +3,7 @@
 Each day is prepared as users would: the first fits the transforms, every later one extends them.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from raymtl.data.prepare_config import PrepareConfig
 from raymtl.data.synth_config import DEVICES, HOURS, SynthConfig
 from raymtl.data.synthetic import plant
 from raymtl_jobs import names
+from raymtl_jobs.quiet import ray_session
 
 FIRST_USERS, NEW_USERS = 5000, 700
 FIRST_ITEMS, NEW_ITEMS = 1000, 150
@@ -42,10 +44,11 @@ class Days:
     def prepared(self, folder: Path) -> list[Path]:
         """Each day's log below a folder; those that are there already are kept."""
         logs = [folder / f"day-{number + 1}" for number in range(len(self.configs))]
-        for number, log in enumerate(logs):
-            if not (log / "result.json").exists():
+        missing = [n for n, log in enumerate(logs) if not (log / "result.json").exists()]
+        with ray_session(None) if missing else nullcontext():
+            for number in missing:
                 before = str(logs[number - 1]) if number else None
-                prepare(self.configs[number], str(log), like=before, extend=number > 0)
+                prepare(self.configs[number], str(logs[number]), like=before, extend=number > 0)
         return logs
 
 

@@ -37,7 +37,6 @@ from raymtl.config import TrainConfig, parse
 from raymtl.preflight import indexed, schema_at
 from raymtl.run import RESULT, Run
 from raymtl.scoring import Pick
-from raymtl_jobs.quiet import ray_session
 
 MODELS = ("warm", "frozen", "scratch")
 METRICS = ("auc", "gauc", "log_loss")
@@ -61,8 +60,7 @@ def main() -> None:
         if args.kuairand
         else generated(args.out / "raw", args.days, args.rows)
     )
-    with ray_session(None):
-        logs = days.prepared(args.out / "logs")
+    logs = days.prepared(args.out / "logs")
     runs = {seed: train_all(days, logs, args.out / "runs", seed) for seed in args.seeds}
     measured = measure(logs, runs, args.out / "scores")
     summary = summarise(days, logs, measured)

@@ -42,8 +42,8 @@ class Job:
     schema: LogSchema
     train: LogIndex
     valid: LogIndex | None
-    new_rows: tuple[str, ...] = ()
-    """A line for each table that has rows which `init_from` does not know."""
+    news: tuple[str, ...] = ()
+    """A line for each feature, task and table that has what `init_from` does not know."""
 
 
 def check(config: TrainConfig) -> Job:
@@ -94,8 +94,8 @@ def check_run(config: TrainConfig, resume: bool) -> tuple[Job, Run]:
         check_schema(run, job.schema)
     else:
         run.require_new()
-        started, new_rows = warm_start.chosen(job.config, job.schema)
-        job = replace(job, config=started, new_rows=tuple(new_rows))
+        started, news = warm_start.chosen(job.config, job.schema)
+        job = replace(job, config=started, news=tuple(news))
     return job, run
 
 
@@ -194,7 +194,7 @@ def describe(job: Job) -> str:
     rows = f"{job.train.num_rows:,} rows"
     valid = f", {job.valid.num_rows:,} to validate" if job.valid else ", no validation log"
     start = job.config.init_from
-    started = [f"starts from {start}", *job.new_rows] if start else []
+    started = [f"starts from {start}", *job.news] if start else []
     return (
         f"{job.config.model.name} on {rows}{valid}; {len(layout.fields)} fields, "
         f"{len(layout.numeric_names)} numbers, tasks {', '.join(layout.task_names)}"

@@ -1,7 +1,6 @@
 """What a run saves and takes up again: learner, training state and metric histograms."""
 
 import json
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from raymtl.checkpoint import Checkpoint, CheckpointWriter, Snapshot
 from raymtl.config import TrainConfig, dump, parse, parse_yaml
 from raymtl.data.carried import CARRIED
 from raymtl.errors import InputError
+from raymtl.growth import Growth
 from raymtl.learner import Learner
 from raymtl.metrics import TrainingHistograms
 from raymtl.run import Run
@@ -128,18 +128,21 @@ def load_learner(
     found: Checkpoint,
     learner: Learner,
     optimizer: bool,
-    saved_rows: Mapping[str, int] | None = None,
+    growth: Growth | None = None,
 ) -> None:
     """Collective. Puts a checkpoint's weights, and optimizer state if asked, into a learner.
 
     Every rank reads only the byte ranges of its own buckets.
 
     Args:
-        saved_rows: rows of tables that had fewer when they were saved; the others stay as they are.
+        growth: what the learner has more than was saved, which stays as it is; null: nothing.
     """
     dense = found.tensors("dense.safetensors")
     model = {f"model/{name}": p for name, p in learner.model.named_parameters()}
     for key, parameter in model.items():
+        if growth is not None:
+            saved = dense.get(key, parameter.detach())
+            dense[key] = growth.filled(key, saved, parameter)
         got = dense[key].shape if key in dense else None
         if got != parameter.shape:
             raise damaged(
@@ -147,7 +150,8 @@ def load_learner(
             )
     learner.load_dense_state(dense, optimizer)
     reader = found.tables()
-    rows = {spec.name: spec.rows for spec in learner.tables.specs} | dict(saved_rows or {})
+    saved_rows = dict(growth.rows) if growth is not None else {}
+    rows = {spec.name: spec.rows for spec in learner.tables.specs} | saved_rows
     replicated, whole = learner.tables.replicated_tables, (0, found.num_buckets)
 
     def read(key: str) -> Tensor:
@@ -155,7 +159,7 @@ def load_learner(
         return reader.read(key, rows[_table(key)], low, high)
 
     try:
-        learner.tables.load_state(read, saved_rows)
+        learner.tables.load_state(read, saved_rows, growth.columns if growth is not None else None)
     finally:
         reader.close()
 

@@ -20,6 +20,7 @@ from raymtl.batch import Batch
 from raymtl.checkpoint import Checkpoint
 from raymtl.cluster import address_of, session
 from raymtl.config import LaunchSection, TrainConfig, parse
+from raymtl.data import drift
 from raymtl.data.log import LOG_ROW, LogIndex
 from raymtl.data.order import Order
 from raymtl.data.stream import Span, Stream
@@ -70,7 +71,9 @@ def evaluate(
         show: takes lines for a person.
 
     Returns:
-        {"checkpoint", "log", "rows", "metrics": {"<task>/<metric>": value or None, …}}.
+        {"checkpoint", "log", "rows", "metrics": {"<task>/<metric>": value or None, …}, "drift": as
+        `raymtl.data.drift.compared`, null where the model's log was not prepared}. With features
+        that are known in training only, `serving/<task>/<metric>` are those at serving.
 
     Raises:
         InputError: no such checkpoint or log, or they do not fit.
@@ -80,7 +83,17 @@ def evaluate(
         rows = payload["index"].num_rows
         show(f"evaluating {found.folder.url} on {rows:,} rows of {log}")
         metrics = run_workers(evaluate_rank, payload, config, ray_folder, show)
-    return {"checkpoint": found.folder.url, "log": log, "rows": rows, "metrics": metrics}
+    result = {"checkpoint": found.folder.url, "log": log, "rows": rows, "metrics": metrics}
+    return result | {"drift": _drift(found, payload)}
+
+
+def _drift(found: Checkpoint, payload: dict[str, Any]) -> dict[str, Any] | None:
+    """The log's columns beside those of the model's training part; null where these are unknown."""
+    then = drift.read_distributions(found.folder)
+    if then is None:
+        return None
+    reading = parse(LogSchema, payload["reading"], "the log's schema")
+    return drift.compared(then, drift.of_log(payload["index"], reading), reading)
 
 
 def predict(

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymtl.data import values
+from raymtl.data.drift import Distributions
 from raymtl.data.encode import encode
 from raymtl.data.fitted import log_column
 from raymtl.data.prepare_config import SPLITS
@@ -78,12 +79,14 @@ def apply_share(
         memory: "sides" by join, "vocabularies" by table.
 
     Returns:
-        The share's `Tally` as plain values.
+        "tally" and "distributions" of the share, as plain values.
     """
     vocabularies = {
         k: t.column("value").combine_chunks() for k, t in memory["vocabularies"].items()
     }
     tally = Tally.of(fitted, recipe.config.split_names)
+    distributions = Distributions()
+    columns = {f.name: log_column(f.name) for f in fitted.features}
     with ExitStack() as stack:
         parts = Parts(url, share.number, recipe.config.chunk_rows, stack)
         for rows in stream(share, recipe, memory["sides"], places):
@@ -91,6 +94,8 @@ def apply_share(
             for number, name in enumerate(SPLITS):
                 chosen = rows.split_n == number
                 mine = made.filter(pa.array(chosen))
+                if mine.num_rows:
+                    distributions.add(name, mine, fitted, columns)
                 if recipe.config.sample is not None and mine.num_rows:
                     place_n = rows.origin.first_row + np.flatnonzero(chosen)
                     mine = sampled(mine, recipe.config.sample, fitted, name, place_n)
@@ -98,7 +103,7 @@ def apply_share(
                     tally.add(name, mine, fitted)
                     parts.add(name, mine)
         parts.finish()
-    return tally.to_dict()
+    return {"tally": tally.to_dict(), "distributions": distributions.splits}
 
 
 def transform(

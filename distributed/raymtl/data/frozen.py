@@ -127,6 +127,8 @@ def apply_frozen(config: PrepareConfig, frozen: Frozen) -> PrepareConfig:
     for part in (now, then):
         if part["sequences"]:  # its order names sources, which are new ones
             part["sequences"] = {k: v for k, v in part["sequences"].items() if k != "order"}
+    if frozen.extend:
+        _leave_new_parts(then, now)
     for place, wanted, got in differences("", then, now):
         raise InputError(
             "the config does not make the log whose transforms it takes over",
@@ -136,10 +138,23 @@ def apply_frozen(config: PrepareConfig, frozen: Frozen) -> PrepareConfig:
         )
     check_written_out(config, frozen)
     if frozen.extend:  # tables are counted again
-        update = {"features": frozen.schema.features}
+        known = {f.name: f for f in frozen.schema.features}
+        features = [known.get(f.name, f) for f in config.log_schema.features]
+        update = {"features": features}
         return config.model_copy(update={"log_schema": config.log_schema.model_copy(update=update)})
     schema = frozen.schema.model_copy(update={"as_of": config.log_schema.as_of})
     return config.model_copy(update={"log_schema": schema})
+
+
+def _leave_new_parts(then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Takes out of `now` what an extension may add: features, tables, tasks and what they read."""
+    for name in ("features", "tables", "tasks"):
+        known = {part["name"] for part in then["schema"][name]}
+        now["schema"][name] = [p for p in now["schema"][name] if p["name"] in known]
+    for name in ("joins", "derive"):
+        now[name] = {key: value for key, value in now[name].items() if key in (then[name] or {})}
+    known = {rate["name"] for rate in then["rates"] or []}
+    now["rates"] = [rate for rate in now["rates"] if rate["name"] in known]
 
 
 def _filled(schema: LogSchema, fitted: LogSchema) -> LogSchema:

@@ -24,10 +24,11 @@ import yaml
 from rich.console import Console
 
 from raymtl.config import dump
-from raymtl.data import places, scratch, statistics
+from raymtl.data import drift, places, scratch, statistics
 from raymtl.data.apply import apply_share, serving_values
-from raymtl.data.carried import TRANSFORMS
+from raymtl.data.carried import DISTRIBUTIONS, TRANSFORMS
 from raymtl.data.checks import check_splits, make_recipe
+from raymtl.data.drift_table import drift_table
 from raymtl.data.fit import Moments, fit_share, lists_of, merge_bucket, quantile_borders
 from raymtl.data.fitted import digest_of, file_digest, fitted_schema, result_schema, vocabulary_path
 from raymtl.data.frozen import (
@@ -48,9 +49,11 @@ from raymtl.data.times import later
 from raymtl.data.vocabulary import ordered, written_out
 from raymtl.errors import IdOutOfRange, InputError, input_error_in
 from raymtl.schema import LogSchema, NumericFeature, training_only
-from raymtl.storage import filesystem
+from raymtl.storage import Folder, filesystem
 
 __all__ = ["PrepareConfig", "prepare"]
+
+logger = logging.getLogger(__name__)
 
 CHUNKS_PER_SHARE = 16
 """Row groups per part file: 262,144 rows at the default chunk_rows."""
@@ -91,7 +94,7 @@ def prepare(
         if frozen is not None:
             copy_vocabularies(frozen, out.staging)
         fitted, counted = _fit(recipe, shares, side_refs, out.staging, frozen)
-        tally = _apply(recipe, shares, side_refs, fitted, out.staging)
+        tally, distributions = _apply(recipe, shares, side_refs, fitted, out.staging)
         lineage = _write_transforms(recipe, fitted, out.staging, frozen)
         written = result_schema(fitted, lineage, _serving(recipe, fitted, out.staging))
         if config.sample is not None:
@@ -100,11 +103,34 @@ def prepare(
         report = statistics.report(
             tally, fitted, counted["users"], counted["distinct"], counted["dropped"]
         )
+        report["drift"] = _drift(distributions, fitted, frozen)
+        train = distributions.splits.get("train", {})
+        write_text(out.staging, DISTRIBUTIONS, drift.dump_distributions(train))
         write_text(out.staging, "statistics.json", json.dumps(report, indent=1))
         result |= {"transforms": lineage[0], "time_s": round(time.monotonic() - start, 1)}
         out.finish(json.dumps(result, indent=1))
-    Console().print(statistics.rich_table(report))
+    console = Console()
+    console.print(statistics.rich_table(report))
+    for split, found in report["drift"].items():
+        against = like or "train"
+        console.print(drift_table(found, f"{split} beside the training part of {against}"))
+        for line in drift.warnings(found, split):
+            logger.warning(line)
     return result
+
+
+def _drift(
+    distributions: drift.Distributions, fitted: LogSchema, frozen: Frozen | None
+) -> dict[str, Any]:
+    """Each split against the training part whose transforms it has: its own, or that of `like`."""
+    then = distributions.splits.get("train", {})
+    if frozen is not None:
+        then = drift.read_distributions(Folder(frozen.url)) or {}
+    return {
+        split: drift.compared(then, counts, fitted)
+        for split, counts in distributions.splits.items()
+        if then and (frozen is not None or split not in ("train", "pretrain"))
+    }
 
 
 def _read_sides(config: PrepareConfig) -> dict[str, tuple[Any, pa.Schema]]:
@@ -215,8 +241,8 @@ def _finish(
 
 def _apply(
     recipe: Recipe, shares: list[Share], sides: dict[str, Any], fitted: LogSchema, staging: str
-) -> statistics.Tally:
-    """Writes the splits' part files."""
+) -> tuple[statistics.Tally, drift.Distributions]:
+    """Writes the splits' part files; what they hold is counted on the way."""
     load = ray.remote(_read_table)
     tables = [fitted.table(name) for name in fitted.table_names]
     vocabularies = {
@@ -224,9 +250,11 @@ def _apply(
     }
     memory = {"sides": sides, "vocabularies": vocabularies}
     tally = statistics.Tally.of(fitted, recipe.config.split_names)
+    distributions = drift.Distributions()
     for answer in _stage(_apply_share, shares, recipe, fitted, staging, memory):
-        tally.merge(answer)
-    return tally
+        tally.merge(answer["tally"])
+        distributions.merge(answer["distributions"])
+    return tally, distributions
 
 
 def _serving(recipe: Recipe, fitted: LogSchema, staging: str) -> dict[str, int | float | None]:

@@ -18,7 +18,7 @@ from raymtl.errors import InputError
 from raymtl.models import registry
 from raymtl.schema import LogSchema
 
-TAKE_TASKS = ("shared_bottom", "single_task", "mmoe", "omoe", "cgc", "me_mmoe", "stem")
+TAKE_TASKS = ("shared_bottom", "single_task", "mmoe", "omoe", "cgc", "stem")
 """Models that new tasks may be added to: their parts stand task by task, shared ones last."""
 
 
@@ -96,7 +96,7 @@ class Growth:
         ]
 
     def columns(self, spec: TableSpec, saved_width: int, width: int) -> Tensor:
-        """The new column of every saved one of a table, whose rows hold their views side by side."""
+        """The new column of every saved one of a table, whose rows hold views side by side."""
         then = registry.shape(self.model, self._layout(self.old), self.width).num_views
         assert spec.views > then and saved_width % then == 0, f"{spec.name}: {saved_width} columns"
         return self._with_tasks(saved_width, width)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from raymtl.config import override, parse
+from raymtl.config import parse
 from raymtl.data.planted import Draw, World, block_table, power_law
 from raymtl.data.prepare import prepare
 from raymtl.data.prepare_config import PrepareConfig
@@ -91,17 +91,26 @@ def generated(folder: Path, num_days: int, rows: int) -> Days:
 
 
 def kuairand(data: str) -> Days:
-    """25 to 30 April 2022; lists and rates of a day end with the day before it."""
+    """25 to 30 April 2022: ids and attributes of users, videos and context.
+
+    Lists and rates of earlier rows are left out: they would carry the past into any model.
+    """
     dates = range(20220425, 20220431)
+    values, source = names.read("kuairand_prepare", "prepare")
+    made = {part["name"] for part in (*values["sequences"]["lists"], *values["rates"])}
+    made |= {f"{rate['name']}_count" for rate in values["rates"]}
+    features = [f for f in values["schema"]["features"] if f["name"] not in made]
+    values |= {"sequences": None, "rates": [], "schema": values["schema"] | {"features": features}}
+    values["data_root"] = data
     configs = []
     for number, date in enumerate(dates):
-        values, source = names.read("kuairand_prepare", "prepare")
         train = [{"source": "impressions", "column": "date", "equals": date}]
         split: dict[str, Any] = {"by": "source", "train": train}
         if number == 0:
             split["pretrain"] = [{"source": "history"}]
-        values = override(values, [f"data_root={data}", "derive.window.at_most=20220430"])
-        configs.append(parse(PrepareConfig, {**values, "split": split}, source))
+        sources = values["sources"] if number == 0 else values["sources"][1:]
+        changed = {"split": split, "sources": sources}
+        configs.append(parse(PrepareConfig, values | changed, source))
     titles = tuple(f"{date % 100} April" for date in dates)
     return Days(titles, tuple(configs), TRAIN | KUAIRAND, PRETRAIN, epochs=3)
 

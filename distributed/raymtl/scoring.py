@@ -136,8 +136,15 @@ def predict(
 
 def evaluate_rank(payload: dict[str, Any]) -> dict[str, Any]:
     """Collective. One rank of an evaluation."""
-    learner, order = _prepared(payload, _device())
-    batches = _batches(payload, learner, order)
+    return evaluate_batches(payload, _device())
+
+
+def evaluate_batches(
+    payload: dict[str, Any], device: torch.device, read: Read | None = None
+) -> dict[str, Any]:
+    """Collective. As `evaluate_rank`; a null `read` means through Ray Data."""
+    learner, order = _prepared(payload, device)
+    batches = _batches(payload, learner, order, read=read)
     adjust = _adjusted(payload, learner)
     steps, serving = order.steps_per_epoch, ServingValues.of(learner.schema, learner.layout)
     return evaluate_log(learner, batches, steps, learner.config.metrics, adjust, serving)

@@ -32,11 +32,11 @@ HASH_BINS = 64
 GROUPS = 10
 """Parts of a number's training rows that are compared."""
 LEAST_SHARE = 1e-4
-"""What an empty bin counts for, so that the index is finite."""
+"""What an empty bin counts for, so that the index is finite; in short logs half a value."""
 PSI_JUMP = 0.25
 SHARE_JUMP = 0.05
 """A jump is warned of: an index above PSI_JUMP that chance does not explain, or a share of missing
-or unknown values this much above that of training."""
+or unknown values this much above that of training, and above what chance explains."""
 CHANCE = 3.09
 """Deviations of the normal distribution that chance exceeds once in a thousand cases."""
 MOST_ROWS = 1_000_000
@@ -130,7 +130,10 @@ def psi(then: Counts, now: Counts, is_number: bool) -> tuple[float, float]:
     degrees = max(1, len(p) - 1)
     spread = 2 / (9 * degrees)
     chance = degrees * (1 - spread + CHANCE * math.sqrt(spread)) ** 3
-    p, q = np.maximum(p, LEAST_SHARE), np.maximum(q, LEAST_SHARE)
+    p, q = (
+        np.maximum(shares, max(LEAST_SHARE, 0.5 / counts["values"]))
+        for shares, counts in ((p, then), (q, now))
+    )
     noise = chance * (1 / then["values"] + 1 / now["values"])
     return float(((q - p) * np.log(q / p)).sum()), noise
 
@@ -157,11 +160,17 @@ def compared(
         values["psi"] = round(index, 5)
         jumps = [
             name
-            for name in ("null", "unknown")
-            if (values[name] or 0.0) - (values[f"train_{name}"] or 0.0) > SHARE_JUMP
+            for name, whole in (("null", "rows"), ("unknown", "values"))
+            if _rose(values[f"train_{name}"] or 0.0, values[name] or 0.0, after[whole])
         ]
         found[f.name] = values | {"jumps": jumps + ["psi"] * (index > max(PSI_JUMP, noise))}
     return found
+
+
+def _rose(then: float, now: float, of: int) -> bool:
+    """Whether a share of `of` values lies more above training's than SHARE_JUMP and chance."""
+    chance = CHANCE * math.sqrt(then * (1 - then) / max(1, of))
+    return now - then > max(SHARE_JUMP, chance)
 
 
 def _share(counts: Counts, part: str, whole: str) -> float:

@@ -9,7 +9,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HOMES = {"distributed": "raymtl", "jobs": "raymtl_jobs", "tuning": "raymtl_tuning"}
 
-LEVELS = ["errors", "config", "schema", "layout", "batch", "collectives", "*", "trainer evaluator"]
+LEVELS = [
+    "errors",
+    "config",
+    "features schema",
+    "layout",
+    "batch",
+    "collectives",
+    "*",
+    "trainer evaluator",
+]
 LEVELS += [
     "launch",
     "scoring predict alone analysis",

@@ -7,6 +7,7 @@ models' products read them.
 """
 
 from collections.abc import Sequence as Several
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ def _whole(rows: Rows, batch: Batch, field: IdColumns, num_views: int, width: in
     group = rows.groups[rows.group_of_table[field.table]]
     place_BS = rows.place_BC[:, field.start : field.stop]
     starts = torch.arange(place_BS.numel(), device=place_BS.device)
-    pooled = _Pool.apply(group.leaf, group.views, place_BS.flatten(), starts, None, None, None)
+    pooled = _Pool.apply(group.leaf, group.views, _Bags(place_BS.flatten(), starts), None)
     values_BSVD = pooled.unflatten(1, (len(batch), field.width)).permute(1, 2, 0, 3)
     mask_BS = batch.ids_BC[:, field.start : field.stop] != PAD
     return Sequence(values_BSVD.expand(-1, -1, num_views, -1), mask_BS)
@@ -88,8 +89,8 @@ def _pool(rows: Rows, number: int, batch: Batch, fields: list[IdColumns], layout
     known = group.runs if place_BK.numel() == len(group.runs.order_n) else None
     low = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if low else None
-    places, starts = place_BK.flatten(), starts_BF.flatten()
-    return _Pool.apply(group.leaf, group.views, places, starts, weights, known, dtype)
+    bags = _Bags(place_BK.flatten(), starts_BF.flatten(), weights, known)
+    return _Pool.apply(group.leaf, group.views, bags, dtype)
 
 
 def _weights(batch: Batch, fields: list[IdColumns]) -> Tensor | None:
@@ -108,6 +109,22 @@ def _weights(batch: Batch, fields: list[IdColumns]) -> Tensor | None:
     return torch.cat(parts, dim=1).flatten()
 
 
+@dataclass(frozen=True)
+class _Bags:
+    """Bag i sums the rows place[starts[i] : starts[i + 1]] of a leaf."""
+
+    place_n: Tensor
+    starts_m: Tensor
+    weights_n: Tensor | None = None
+    known: Runs | None = None
+    """The runs of `place_n` if at hand."""
+
+    @property
+    def of_one(self) -> bool:
+        """Whether every bag is one row, unweighted."""
+        return self.weights_n is None and len(self.starts_m) == len(self.place_n)
+
+
 class _Pool(torch.autograd.Function):
     """`sum_bags` of each view of a leaf, (views, m, D).
 
@@ -116,37 +133,29 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        leaf: Tensor,
-        views: int,
-        place_n: Tensor,
-        starts_m: Tensor,
-        weights_n: Tensor | None,
-        known: Runs | None,
-        dtype: torch.dtype | None,
+        ctx: Any, leaf: Tensor, views: int, bags: _Bags, dtype: torch.dtype | None
     ) -> Tensor:
-        """`known`: the runs of `place_n` if at hand; `dtype` of the sums, null that of the leaf."""
-        ctx.save_for_backward(place_n, starts_m, weights_n)
-        ctx.known, ctx.num_rows = known, len(leaf) - 1
+        """`dtype` of the sums; null means the leaf's."""
+        ctx.bags, ctx.num_rows = bags, len(leaf) - 1
         dtype = dtype or leaf.dtype
         rows_UVD = leaf.view(len(leaf), views, -1)
-        if weights_n is None and len(starts_m) == len(place_n):
-            rows_UVD = rows_UVD.to(dtype)  # bags of one can be rounded here, once a row
+        if bags.of_one:
+            rows_UVD = rows_UVD.to(dtype)  # rounded here, once a row
         rows_VUD = rows_UVD.transpose(0, 1).contiguous()
-        bags = [sum_bags(rows_UD, place_n, starts_m, weights_n) for rows_UD in rows_VUD]
-        return torch.stack(bags).to(dtype)
+        summed = [sum_bags(r, bags.place_n, bags.starts_m, bags.weights_n) for r in rows_VUD]
+        return torch.stack(summed).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        place_n, starts_m, weights_n = ctx.saved_tensors
-        order_n, starts_U1 = _order(place_n, ctx.known, ctx.num_rows)
+        bags = ctx.bags
+        order_n, starts_U1 = _order(bags.place_n, bags.known, ctx.num_rows)
         bag_n = order_n
-        if len(starts_m) != len(place_n):
-            bag_n = torch.searchsorted(starts_m, order_n, right=True) - 1
-        weights = None if weights_n is None else weights_n[order_n]
+        if len(bags.starts_m) != len(bags.place_n):
+            bag_n = torch.searchsorted(bags.starts_m, order_n, right=True) - 1
+        weights = None if bags.weights_n is None else bags.weights_n[order_n]
         grad_VmD = grad_outputs[0].float().contiguous()
-        bags = [sum_bags(grad_mD, bag_n, starts_U1, weights) for grad_mD in grad_VmD]
-        return torch.stack(bags, dim=1).flatten(1), None, None, None, None, None, None
+        summed = [sum_bags(grad_mD, bag_n, starts_U1, weights) for grad_mD in grad_VmD]
+        return torch.stack(summed, dim=1).flatten(1), None, None, None
 
 
 def _order(place_n: Tensor, known: Runs | None, num_rows: int) -> tuple[Tensor, Tensor]:

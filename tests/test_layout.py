@@ -13,7 +13,7 @@ LEVELS = [
     "errors",
     "sections",
     "config",
-    "schema",
+    "features schema",
     "layout",
     "batch",
     "collectives",
@@ -21,7 +21,6 @@ LEVELS = [
     "trainer evaluator",
 ]
 LEVELS += [
-    "trainer evaluator",
     "launch",
     "scoring predict alone analysis",
     "study",

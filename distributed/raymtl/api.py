@@ -19,6 +19,7 @@ from raymtl.models.registry import register as register_model
 from raymtl.progress import Show
 from raymtl.run import choose, located
 from raymtl.saving import load_learner, read_config
+from raymtl.serving import ServingValues
 from raymtl.storage import absolute
 
 __all__ = ["Model", "evaluate", "load", "register_model", "train"]
@@ -84,6 +85,7 @@ class Model:
         self.step = checkpoint.step
         self._learner = Learner(config, self.schema, device)
         load_learner(checkpoint, self._learner, optimizer=False)
+        self._serving = ServingValues.of(self.schema, self._learner.layout)
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -110,7 +112,8 @@ class Model:
             rows = table.slice(start, BATCH_ROWS)
             where = f"the table given, rows from {start}"
             arrays = decode(rows, self.schema, self._learner.layout, where, labels=False)
-            batch = self._learner.checked(unlabelled(arrays, self._learner.layout))
+            batch = self._serving.apply(unlabelled(arrays, self._learner.layout))
+            batch = self._learner.checked(batch)
             parts.append(self._learner.probabilities(batch).numpy())
         scores_nT = np.concatenate(parts)
         return {task: scores_nT[:, t].copy() for t, task in enumerate(self.task_names)}

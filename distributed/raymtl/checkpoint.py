@@ -6,6 +6,7 @@ A checkpoint folder `step-00001200/` holds
     dense.safetensors                   model parameters and the dense optimizer's state
     metrics.safetensors                 training metric state of fixed size
     trainer.json config.yaml schema.yaml
+    transforms.yaml distributions.json vocabulary-NNNNN.parquet   of a prepared log, copied
     manifest.json                       sizes, hashes and bucket ranges; written last
 A folder without a manifest is an unfinished save and is passed over. Nothing here is a pickle.
 """
@@ -43,6 +44,8 @@ class Snapshot:
     """File name -> key -> tensor."""
     buckets: dict[str, tuple[int, int]] = field(default_factory=dict)
     texts: dict[str, bytes] = field(default_factory=dict)
+    copies: dict[str, Folder] = field(default_factory=dict)
+    """File name -> folder it is copied from, under the same name."""
     metric: float | None = None
     """Validation metric at this step, higher or lower being better as the config says."""
 
@@ -143,6 +146,10 @@ def write_files(folder: Folder, snapshot: Snapshot) -> list[FileEntry]:
             size, digest = local.stat().st_size, hash_file(local)
             folder.put(name, local)
             entries.append(FileEntry(name, size, digest, snapshot.buckets.get(name)))
+        for name, source in snapshot.copies.items():
+            size, digest = source.fetch(name, scratch / name)
+            folder.put(name, scratch / name)
+            entries.append(FileEntry(name, size, digest))
         for name, text in snapshot.texts.items():
             folder.write(name, text)
             entries.append(FileEntry(name, len(text), hashlib.sha256(text).hexdigest()))

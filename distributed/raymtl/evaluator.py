@@ -9,6 +9,7 @@ from raymtl.batch import Batch
 from raymtl.config import MetricsSection
 from raymtl.learner import Learner
 from raymtl.metrics import TaskMetrics
+from raymtl.serving import ServingValues
 from raymtl.status import agree, attempt
 
 
@@ -34,15 +35,24 @@ def evaluate(
     num_steps: int,
     section: MetricsSection,
     adjust: Callable[[Tensor], Tensor] | None = None,
+    serving: ServingValues | None = None,
 ) -> dict[str, float | int | None]:
     """Collective. Metrics of every task over a log; equal on every rank.
 
     Args:
         adjust: what is made of predictions (B, T) beforehand: calibration.
+        serving: values put in for features that are known in training only, which brings the
+            metrics a second time, as `serving/…`; null, or without such values: once.
     """
-    metrics = TaskMetrics(
-        learner.layout.task_names, learner.kinds, section.exact_rows, section.num_bins
-    )
+    tasks = learner.layout.task_names, learner.kinds
+    logged, served = (TaskMetrics(*tasks, section.exact_rows, section.num_bins) for _ in range(2))
     for batch, probabilities_BT in scored(learner, batches, num_steps):
-        metrics.update(adjust(probabilities_BT) if adjust else probabilities_BT, batch)
-    return metrics.compute(learner.device)
+        logged.update(adjust(probabilities_BT) if adjust else probabilities_BT, batch)
+        if serving:
+            probabilities_BT = learner.probabilities(serving.apply(batch))
+            served.update(adjust(probabilities_BT) if adjust else probabilities_BT, batch)
+    metrics = logged.compute(learner.device)
+    if serving:
+        found = served.compute(learner.device)
+        metrics |= {f"serving/{key}": value for key, value in found.items()}
+    return metrics

@@ -7,15 +7,16 @@ import torch
 
 from raymtl import warm_start
 from raymtl.batch import Layout
-from raymtl.config import TrainConfig, parse, parse_yaml
+from raymtl.config import TrainConfig, parse
 from raymtl.data.files import find_files
 from raymtl.data.log import LogIndex, changed_files, read_index
-from raymtl.data.ranges import check_ranges
+from raymtl.data.ranges import check_ranges, newest_time
+from raymtl.differences import differences
 from raymtl.errors import InputError
+from raymtl.lineage import require_same, schema_at
 from raymtl.models import registry
 from raymtl.run import Run
 from raymtl.schema import LogSchema
-from raymtl.storage import Folder
 
 METRICS = {"binary": ("auc", "gauc", "log_loss"), "regression": ("rmse", "mae")}
 RESUME_MAY_CHANGE = (
@@ -41,8 +42,8 @@ class Job:
     schema: LogSchema
     train: LogIndex
     valid: LogIndex | None
-    new_rows: tuple[str, ...] = ()
-    """A line for each table that has rows which `init_from` does not know."""
+    news: tuple[str, ...] = ()
+    """A line for each feature, task and table that has what `init_from` does not know."""
 
 
 def check(config: TrainConfig) -> Job:
@@ -61,6 +62,8 @@ def check(config: TrainConfig) -> Job:
     for url in filter(None, [config.data.train, config.data.valid]):
         find_files(url)
     schema = read_schema(config)
+    for url in filter(None, [config.data.train, config.data.valid]):
+        require_same(schema, url, config.data.train)
     check_metric(config, schema)
     check_table_names(config, schema)
     registry.require_fit(config.model, schema, config.embedding.width)
@@ -88,10 +91,11 @@ def check_run(config: TrainConfig, resume: bool) -> tuple[Job, Run]:
     run = Run.of(job.config)
     if resume:
         check_resume(run, job.config, job.train)
+        check_schema(run, job.schema)
     else:
         run.require_new()
-        started, new_rows = warm_start.chosen(job.config, job.schema)
-        job = replace(job, config=started, new_rows=tuple(new_rows))
+        started, news = warm_start.chosen(job.config, job.schema)
+        job = replace(job, config=started, news=tuple(news))
     return job, run
 
 
@@ -99,23 +103,6 @@ def read_schema(config: TrainConfig) -> LogSchema:
     """The schema at data.schema_path, or the one beside the training log."""
     url = config.data.schema_path or f"{config.data.train.rstrip('/')}/schema.yaml"
     return schema_at(url)
-
-
-def schema_at(url: str) -> LogSchema:
-    """A schema file that is ready for training."""
-    parent, _, name = url.rpartition("/")
-    try:
-        text = Folder(parent or ".").read(name).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            "there is no schema for the log",
-            f"{url}: {error}",
-            "a schema.yaml beside the log, or data.schema_path",
-            "draft one with `raymtl schema LOG`",
-        ) from None
-    schema = parse(LogSchema, parse_yaml(text, url), url)
-    schema.require_ready()
-    return schema
 
 
 def indexed(url: str, schema: LogSchema, labels: bool = True) -> LogIndex:
@@ -126,6 +113,8 @@ def indexed(url: str, schema: LogSchema, labels: bool = True) -> LogIndex:
     """
     index = read_index(url, schema, labels=labels)
     check_ranges(index, schema)
+    if labels and schema.has_ages and schema.as_of is None:
+        index = replace(index, newest=newest_time(index, schema))
     return index
 
 
@@ -187,13 +176,25 @@ def check_resume(run: Run, config: TrainConfig, job_train: LogIndex) -> None:
         )
 
 
+def check_schema(run: Run, schema: LogSchema) -> None:
+    """Refuses to go on with a run whose schema, transforms included, is another one by now."""
+    then, now = (s.model_dump(mode="json") for s in (run.read_schema(), schema))
+    for place, before, after in differences("schema", then, now):
+        raise InputError(
+            "the schema changed under this run",
+            f"{place} = {after}",
+            f"{before}, as the run began ({run.url}/schema.yaml)",
+            "restore the log's schema.yaml, or start a new run",
+        )
+
+
 def describe(job: Job) -> str:
     """One paragraph on what will be trained."""
     layout = Layout.of(job.schema)
     rows = f"{job.train.num_rows:,} rows"
     valid = f", {job.valid.num_rows:,} to validate" if job.valid else ", no validation log"
     start = job.config.init_from
-    started = [f"starts from {start}", *job.new_rows] if start else []
+    started = [f"starts from {start}", *job.news] if start else []
     return (
         f"{job.config.model.name} on {rows}{valid}; {len(layout.fields)} fields, "
         f"{len(layout.numeric_names)} numbers, tasks {', '.join(layout.task_names)}"

@@ -7,6 +7,7 @@ from typing import Any
 from raymtl import checkpoint as checkpoints
 from raymtl.checkpoint import Checkpoint
 from raymtl.config import TrainConfig, dump, parse, parse_yaml
+from raymtl.data.carried import CARRIED, carry
 from raymtl.data.log import LogIndex
 from raymtl.errors import InputError, one_line
 from raymtl.schema import LogSchema
@@ -47,8 +48,13 @@ class Run:
             )
 
     def begin(self, config: TrainConfig, schema: LogSchema, train: LogIndex) -> None:
-        """Writes a new run's config, schema and log index; refuses a folder that has a run."""
+        """Writes a new run's config, schema, transforms and log index.
+
+        Raises:
+            InputError: the folder has a run already.
+        """
         self.require_new()
+        carry(train.url, schema.transforms, self.folder / CARRIED)
         self.folder.write(LOG, json.dumps(train.to_dict()).encode())
         self.folder.write(SCHEMA, dump(schema).encode())
         self.folder.write(CONFIG, dump(config).encode())
@@ -150,13 +156,16 @@ class MetricLines:
         self._lines: list[str] = []
 
     def cut_back(self, step: int) -> None:
-        """Drops lines past a step (and a torn last line), as a resume from there needs."""
+        """Drops lines past a step (and a torn last line), as a resume from there needs.
+
+        A run that goes on from step 0 begins anew and keeps none.
+        """
         text = (
             self._folder.read(METRICS).decode(errors="replace")
             if self._folder.size(METRICS) is not None
             else ""
         )
-        self._lines = [line for line in text.splitlines() if _step_of(line) <= step]
+        self._lines = [line for line in text.splitlines() if step and _step_of(line) <= step]
         self._folder.write(METRICS, _joined(self._lines))
 
     def add(self, values: dict) -> None:

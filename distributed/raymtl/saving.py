@@ -1,7 +1,6 @@
 """What a run saves and takes up again: learner, training state and metric histograms."""
 
 import json
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,13 +9,16 @@ from raymtl import checkpoint as checkpoints
 from raymtl import collectives
 from raymtl.checkpoint import Checkpoint, CheckpointWriter, Snapshot
 from raymtl.config import TrainConfig, dump, parse, parse_yaml
+from raymtl.data.carried import CARRIED
 from raymtl.errors import InputError
+from raymtl.growth import Growth
 from raymtl.learner import Learner
 from raymtl.manifest import peek
 from raymtl.metrics import TrainingHistograms
 from raymtl.run import Run
 from raymtl.schema import LogSchema
 from raymtl.shards import damaged
+from raymtl.storage import Folder
 
 DECIDES_NOTHING = {"name", "storage", "launch", "failure"}
 """Sections of a config that leave the trained numbers alone; not part of a checkpoint."""
@@ -33,6 +35,8 @@ class Saver:
             "config.yaml": dump_for_checkpoint(config).encode(),
             "schema.yaml": dump(learner.schema).encode(),
         }
+        transforms = run.folder / CARRIED
+        self._copies = {name: transforms for name in transforms.names()}
         self._saved: dict[str, float | None] = {}
         self.last_complete: str | None = None
 
@@ -58,7 +62,9 @@ class Saver:
         tensors = {mine: {k: t for k, t in tables.items() if _table(k) not in replicated}}
         buckets = {mine: self.learner.tables.bucket_range}
         texts: dict[str, bytes] = {}
+        copies: dict[str, Folder] = {}
         if rank == 0:
+            copies = self._copies
             num_buckets = self.learner.config.embedding.num_buckets
             tensors["replicated.safetensors"] = {
                 k: t for k, t in tables.items() if _table(k) in replicated
@@ -70,7 +76,7 @@ class Saver:
             texts = self._texts | {
                 "trainer.json": json.dumps(trainer, indent=1, sort_keys=True).encode()
             }
-        self._writer.start(Snapshot(step, tensors, buckets, texts, metric))
+        self._writer.start(Snapshot(step, tensors, buckets, texts, copies, metric))
 
     def complete(self) -> int:
         """Collective. Waits for the save under way, records it, and removes what is not kept."""
@@ -139,18 +145,21 @@ def load_learner(
     found: Checkpoint,
     learner: Learner,
     optimizer: bool,
-    saved_rows: Mapping[str, int] | None = None,
+    growth: Growth | None = None,
 ) -> None:
     """Collective. Puts a checkpoint's weights, and optimizer state if asked, into a learner.
 
     Every rank reads only the byte ranges of its own buckets.
 
     Args:
-        saved_rows: rows of tables that had fewer when they were saved; the others stay as they are.
+        growth: what the learner has more than was saved, which stays as it is; null: nothing.
     """
     dense = found.tensors("dense.safetensors")
     model = {f"model/{name}": p for name, p in learner.model.named_parameters()}
     for key, parameter in model.items():
+        if growth is not None:
+            saved = dense.get(key, parameter.detach())
+            dense[key] = growth.filled(key, saved, parameter)
         got = dense[key].shape if key in dense else None
         if got != parameter.shape:
             raise damaged(
@@ -158,7 +167,8 @@ def load_learner(
             )
     learner.load_dense_state(dense, optimizer)
     reader = found.tables()
-    rows = {spec.name: spec.rows for spec in learner.tables.specs} | dict(saved_rows or {})
+    saved_rows = dict(growth.rows) if growth is not None else {}
+    rows = {spec.name: spec.rows for spec in learner.tables.specs} | saved_rows
     replicated, whole = learner.tables.replicated_tables, (0, found.num_buckets)
 
     def read(key: str) -> Tensor:
@@ -166,7 +176,7 @@ def load_learner(
         return reader.read(key, rows[_table(key)], low, high)
 
     try:
-        learner.tables.load_state(read, saved_rows)
+        learner.tables.load_state(read, saved_rows, growth.columns if growth is not None else None)
     finally:
         reader.close()
 

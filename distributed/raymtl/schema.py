@@ -1,111 +1,46 @@
 """LogSchema: what a log's columns mean, and the check of parquet files against it."""
 
-from typing import Annotated, Literal
+import datetime
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, field_validator, model_validator
 
 from raymtl.config import Section
 from raymtl.errors import InputError
+from raymtl.features import (
+    BagFeature,
+    CategoricalFeature,
+    Feature,
+    IdFeature,
+    NumericFeature,
+    SequenceFeature,
+    is_spared,
+    looks_up,
+    training_only,
+)
 
-Encoding = Literal["index", "hash", "vocabulary"]
-"""How raw values become row numbers: they are row numbers; BLAKE2b mod rows; a vocabulary."""
-
-
-class _Feature(Section):
-    name: str
-    column: str | None = None
-    """Column of the log; null means the feature's name."""
-
-    @property
-    def source(self) -> str:
-        """The column this feature is read from."""
-        return self.column or self.name
-
-
-class _IdFeature(_Feature):
-    table: str | None = None
-    """Table whose rows it looks up; null means one of its own. Features may share a table."""
-    encoding: Encoding = "hash"
-    """`vocabulary` needs `values` of its table, or `raymtl prepare`, which makes it `index`."""
-    default: int | str | None = None
-    """Raw value used where the whole column is missing; null makes a missing column an error."""
-
-    @property
-    def table_name(self) -> str:
-        """The table this feature looks up."""
-        return self.table or self.name
-
-
-class CategoricalFeature(_IdFeature):
-    """One id per impression; null is PAD (no row, a zero vector)."""
-
-    kind: Literal["categorical"]
-
-
-class BagFeature(_IdFeature):
-    """A list of ids without order, pooled to one vector."""
-
-    kind: Literal["bag"]
-    max_length: PositiveInt = 20
-    """Ids kept per impression: the first ones."""
-    weights: str | None = None
-    """List column of float weights, one per id; null weighs all ids 1."""
-    pooling: Literal["sum", "mean"] = "mean"
-    """`mean` divides by the sum of the weights' absolute values (their count when unweighted)."""
-
-
-class SequenceFeature(_IdFeature):
-    """A list of ids in time order, oldest first."""
-
-    kind: Literal["sequence"]
-    max_length: PositiveInt = 50
-    """S, ids kept per impression: the last ones."""
-    aligned_with: str | None = None
-    """Another sequence that has the same length in every row (item and action, say)."""
-    pooling: Literal["mean", "sum", "none"] = "mean"
-    """`none` passes the sequence whole to the model."""
-
-
-class NumericFeature(_Feature):
-    """A number. Order of the steps: log1p, then standardise, or buckets instead."""
-
-    kind: Literal["numeric"]
-    log1p: bool = False
-    """sign(x) * log(1 + |x|), so that negative values pass."""
-    standardise: bool = False
-    """(x - mean) / std; needs `mean` and `std`: `raymtl prepare` fits them on the training part."""
-    mean: float | None = None
-    std: float | None = Field(default=None, gt=0)
-    buckets: int | None = Field(default=None, ge=2)
-    """Quantile buckets; the feature becomes an id of table `name`. Needs `boundaries`, which
-    `raymtl prepare` fits."""
-    boundaries: list[float] | None = None
-    """Ascending inner borders; value v is row 1 + number of borders <= v; null is row 0."""
-    missing_indicator: bool = False
-    """Adds a column that is 1 where the value is null; the value itself is then `fill`."""
-    fill: float = 0.0
-    """Value of a null, after the transforms."""
-    default: float | None = None
-    """Raw value used where the whole column is missing; null makes a missing column an error."""
-
-    @property
-    def bucketed(self) -> bool:
-        """Whether it is looked up in a table instead of being read as a number."""
-        return self.buckets is not None or self.boundaries is not None
-
-    @property
-    def table_name(self) -> str:
-        """The table of a bucketed number."""
-        return self.name
-
-
-Feature = Annotated[
-    CategoricalFeature | BagFeature | SequenceFeature | NumericFeature,
-    Field(discriminator="kind"),
+__all__ = [
+    "BagFeature",
+    "CategoricalFeature",
+    "Feature",
+    "IdFeature",
+    "LogSchema",
+    "NumericFeature",
+    "Rule",
+    "SequenceFeature",
+    "Table",
+    "Task",
+    "Time",
+    "fits",
+    "is_spared",
+    "looks_up",
+    "training_only",
 ]
-IdFeature = CategoricalFeature | BagFeature | SequenceFeature
+
+Time = int | float | str
+"""A time as a schema writes it: a number of the column's unit, or ISO 8601 text."""
 
 
 class Table(Section):
@@ -144,10 +79,28 @@ class Table(Section):
 class Rule(Section):
     """A condition on a column; all parts given must hold. A null value fulfils none of them."""
 
-    column: str
+    column: str | None = None
+    """Null where the row's age alone decides."""
     equals: float | None = None
     at_least: float | None = None
     at_most: float | None = None
+    min_age_days: NonNegativeFloat | None = None
+    """Days from the row's `time` to `as_of` before its label is taken for known (a purchase may
+    come until a week after)."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "Rule":
+        limits = [self.equals, self.at_least, self.at_most]
+        if self.column is None and (
+            self.min_age_days is None or any(x is not None for x in limits)
+        ):
+            raise InputError(
+                "a rule has no column",
+                f"equals / at_least / at_most = {limits}, min_age_days = {self.min_age_days}",
+                "a column and its limits, min_age_days, or both",
+                "add the column, or min_age_days",
+            )
+        return self
 
     def holds(self, values: np.ndarray) -> np.ndarray:
         """Boolean (n,), False where a value is NaN (a null)."""
@@ -188,12 +141,35 @@ class LogSchema(Section):
     """Column of the user, for GAUC."""
     time: str | None = None
     """Column of the impression's time."""
+    time_unit: Literal["s", "ms", "us", "ns", "date"] | None = None
+    """What a time that is a number counts since 1970, `date` meaning 20220425; rules with
+    `min_age_days` need it."""
+    as_of: Time | None = None
+    """When the labels were read, as the time column would have it (or ISO text): the age of a row
+    is counted to here. Null: the newest time of the log, of all sources in `prepare`."""
     weight: str | None = None
     """Column that weighs the row in every task; null weighs all rows 1."""
     transforms: str | None = None
     """Digest of the transforms `raymtl prepare` applied to this log; null for a raw log."""
     extends: list[str] = []
     """Digests of earlier transforms that these extend: ids of theirs are the same rows here."""
+
+    @field_validator("as_of", mode="before")
+    @classmethod
+    def _times_as_text(cls, value: object) -> object:
+        """YAML reads 2022-04-25 as a date."""
+        return value.isoformat() if isinstance(value, datetime.date) else value
+
+    @model_validator(mode="after")
+    def _ages_can_be_told(self) -> "LogSchema":
+        if self.has_ages and self.time is None:
+            raise InputError(
+                "a rule asks for a row's age, and rows have no time",
+                "min_age_days, and time = null",
+                "the column of the impression's time",
+                "set time in the schema",
+            )
+        return self
 
     @model_validator(mode="after")
     def _names_fit(self) -> "LogSchema":
@@ -222,6 +198,11 @@ class LogSchema(Section):
                     "name it, or remove aligned_with",
                 )
         return self
+
+    @property
+    def has_ages(self) -> bool:
+        """Whether some label is known only from an age on."""
+        return any(t.observed_if and t.observed_if.min_age_days is not None for t in self.tasks)
 
     @property
     def table_names(self) -> list[str]:
@@ -267,7 +248,7 @@ class LogSchema(Section):
         names: list[str | None] = []
         for task in self.tasks:
             names += [task.label, task.weight, task.observed_if and task.observed_if.column]
-        names += [self.group, self.weight]
+        names += [self.group, self.weight, self.time if self.has_ages else None]
         return list(dict.fromkeys(n for n in names if n))
 
     def check(self, arrow: pa.Schema, source: str, labels: bool = True) -> None:
@@ -284,7 +265,7 @@ class LogSchema(Section):
             InputError: naming `source`, the column, its type and the types wanted.
         """
         for f in self.features:
-            if f.source not in arrow.names and f.default is not None:
+            if f.source not in arrow.names and (f.default is not None or is_spared(f, labels)):
                 continue
             _check_column(arrow, f.source, _wanted(f), source, f"feature {f.name}")
             if isinstance(f, BagFeature) and f.weights:
@@ -295,17 +276,15 @@ class LogSchema(Section):
             _check_column(arrow, task.label, "number", source, f"task {task.name}")
             if task.weight:
                 _check_column(arrow, task.weight, "number", source, f"task {task.name}")
-            if task.observed_if:
-                _check_column(arrow, task.observed_if.column, "number", source, f"task {task.name}")
+            rule = task.observed_if
+            if rule and rule.column:
+                _check_column(arrow, rule.column, "number", source, f"task {task.name}")
+            if rule and rule.min_age_days is not None and self.time:
+                _check_column(arrow, self.time, "time", source, f"task {task.name}")
         if self.group:
             _check_column(arrow, self.group, "id", source, "group")
         if self.weight:
             _check_column(arrow, self.weight, "number", source, "weight")
-
-
-def looks_up(feature: Feature) -> bool:
-    """Whether a feature reads rows of a table."""
-    return not isinstance(feature, NumericFeature) or feature.bucketed
 
 
 def _require_fitted(f: Feature, schema: LogSchema) -> None:
@@ -354,7 +333,7 @@ def _is_text(t: pa.DataType) -> bool:
 
 
 def fits(t: pa.DataType, wanted: str) -> bool:
-    """Whether an arrow type is one of: number, integer, id, or `list of` these."""
+    """Whether an arrow type is one of: number, integer, id, time, or `list of` these."""
     if pa.types.is_null(t):
         return True
     if pa.types.is_dictionary(t):
@@ -364,6 +343,8 @@ def fits(t: pa.DataType, wanted: str) -> bool:
         return is_list and fits(t.value_type, wanted.removeprefix("list of ").removesuffix("s"))
     if wanted == "number":
         return _is_number(t)
+    if wanted == "time":
+        return _is_number(t) or _is_text(t) or pa.types.is_temporal(t)
     if wanted == "integer":
         return pa.types.is_integer(t)
     return pa.types.is_integer(t) or _is_text(t) or pa.types.is_boolean(t)

@@ -20,6 +20,7 @@ from raymtl.batch import Batch
 from raymtl.checkpoint import Checkpoint
 from raymtl.cluster import address_of, session
 from raymtl.config import LaunchSection, TrainConfig, parse
+from raymtl.data import drift
 from raymtl.data.log import LOG_ROW, LogIndex
 from raymtl.data.order import Order
 from raymtl.data.stream import Span, Stream
@@ -28,11 +29,13 @@ from raymtl.evaluator import evaluate as evaluate_log
 from raymtl.evaluator import scored
 from raymtl.launch import reader_on_ray, run_workers
 from raymtl.learner import Learner
-from raymtl.preflight import indexed, schema_at
+from raymtl.lineage import known_rows, reading_schema
+from raymtl.preflight import indexed
 from raymtl.progress import Show
 from raymtl.run import choose
 from raymtl.saving import load_learner, read_config
 from raymtl.schema import LogSchema
+from raymtl.serving import ServingValues
 from raymtl.source import Read, order_of
 from raymtl.storage import Folder
 
@@ -68,7 +71,9 @@ def evaluate(
         show: takes lines for a person.
 
     Returns:
-        {"checkpoint", "log", "rows", "metrics": {"<task>/<metric>": value or None, …}}.
+        {"checkpoint", "log", "rows", "metrics": {"<task>/<metric>": value or None, …}, "drift": as
+        `raymtl.data.drift.compared`, null where the model's log was not prepared}. With features
+        that are known in training only, `serving/<task>/<metric>` are those at serving.
 
     Raises:
         InputError: no such checkpoint or log, or they do not fit.
@@ -78,7 +83,17 @@ def evaluate(
         rows = payload["index"].num_rows
         show(f"evaluating {found.folder.url} on {rows:,} rows of {log}")
         metrics = run_workers(evaluate_rank, payload, config, ray_folder, show)
-    return {"checkpoint": found.folder.url, "log": log, "rows": rows, "metrics": metrics}
+    result = {"checkpoint": found.folder.url, "log": log, "rows": rows, "metrics": metrics}
+    return result | {"drift": _drift(found, payload)}
+
+
+def _drift(found: Checkpoint, payload: dict[str, Any]) -> dict[str, Any] | None:
+    """The log's columns beside those of the model's training part; null where these are unknown."""
+    then = drift.read_distributions(found.folder)
+    if then is None:
+        return None
+    reading = parse(LogSchema, payload["reading"], "the log's schema")
+    return drift.compared(then, drift.of_log(payload["index"], reading), reading)
 
 
 def predict(
@@ -121,10 +136,18 @@ def predict(
 
 def evaluate_rank(payload: dict[str, Any]) -> dict[str, Any]:
     """Collective. One rank of an evaluation."""
-    learner, order = _prepared(payload, _device())
-    batches = _batches(payload, learner, order)
+    return evaluate_batches(payload, _device())
+
+
+def evaluate_batches(
+    payload: dict[str, Any], device: torch.device, read: Read | None = None
+) -> dict[str, Any]:
+    """Collective. As `evaluate_rank`; a null `read` means through Ray Data."""
+    learner, order = _prepared(payload, device)
+    batches = _batches(payload, learner, order, read=read)
     adjust = _adjusted(payload, learner)
-    return evaluate_log(learner, batches, order.steps_per_epoch, learner.config.metrics, adjust)
+    steps, serving = order.steps_per_epoch, ServingValues.of(learner.schema, learner.layout)
+    return evaluate_log(learner, batches, steps, learner.config.metrics, adjust, serving)
 
 
 def predict_rank(
@@ -139,7 +162,9 @@ def predict_rank(
     learner, order = _prepared(payload, device or _device())
     keys, rank, adjust = payload["keys"], collectives.rank(), _adjusted(payload, learner)
     columns_read = tuple(key for key in keys if key != LOG_ROW)
-    batches = _batches(payload, learner, order, columns_read, labels=False, read=read)
+    serving = ServingValues.of(learner.schema, learner.layout)
+    read_ = _batches(payload, learner, order, columns_read, labels=False, read=read)
+    batches = map(serving.apply, read_)
     first_rows = np.array(payload["index"].first_rows)
     out = Folder(payload["out"])
     scratch = Path(tempfile.mkdtemp(prefix="raymtl-predict-"))
@@ -185,12 +210,13 @@ def checked(
     """
     found = choose(where, pick.which)
     config, schema = read_config(found)
-    _require_same_transforms(schema, log)
+    reading = reading_schema(schema, log, found.folder.url)
     payload = {
         "checkpoint": found.folder.url,
         "config": config.model_dump(mode="json"),
         "schema": schema.model_dump(mode="json"),
-        "index": indexed(log, schema, labels=labels),
+        "reading": reading.model_dump(mode="json"),
+        "index": indexed(log, reading, labels=labels),
         "curves": calibration.read(found.folder) if pick.calibrated else None,
     }
     return found, payload, config
@@ -207,20 +233,6 @@ def _ray_folder(found: Checkpoint, launch: LaunchSection) -> Iterator[str]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _require_same_transforms(schema: LogSchema, log: str) -> None:
-    beside = f"{log.rstrip('/')}/schema.yaml"
-    if Folder(log).size("schema.yaml") is None:
-        return
-    transforms = schema_at(beside).transforms
-    if transforms != schema.transforms and transforms not in schema.extends:
-        raise InputError(
-            "the log was prepared with other transforms than the model's training log",
-            f"{transforms or 'none'}   ({beside})",
-            schema.transforms or "none: a raw log",
-            "evaluate on a log of the same `raymtl prepare`",
-        )
 
 
 def _require_columns(index: Any, columns: tuple[str, ...]) -> None:
@@ -279,8 +291,11 @@ def _batches(
     read: Read | None = None,
 ) -> Iterator[Batch]:
     span = Span(collectives.rank(), collectives.world_size(), 0, order.steps_per_epoch)
-    stream = Stream(payload["index"], learner.schema, order, span, keys, labels)
-    return (read or reader_on_ray(learner.config.data.prefetch_chunks))(stream)
+    reading = parse(LogSchema, payload["reading"], "the log's schema")
+    stream = Stream(payload["index"], reading, order, span, keys, labels)
+    rows = {spec.name: spec.rows for spec in learner.tables.specs}
+    batches = (read or reader_on_ray(learner.config.data.prefetch_chunks))(stream)
+    return (known_rows(batch, learner.layout, rows) for batch in batches)
 
 
 def _schema_of(index: LogIndex, keys: tuple[str, ...], tasks: tuple[str, ...]) -> pa.Schema:

@@ -1,6 +1,7 @@
 """Folders on any filesystem pyarrow or fsspec can reach, and the few things raymtl does there."""
 
 import errno
+import hashlib
 import os
 import shutil
 import time
@@ -163,6 +164,18 @@ class Folder:
             ):
                 shutil.copyfileobj(stream, out, 16 * 2**20)
             source.unlink()
+
+    def fetch(self, name: str, target: Path) -> tuple[int, str]:
+        """Copies a file to a local path, piece by piece; its size and SHA-256 in hex."""
+        digest, size = hashlib.sha256(), 0
+        with (
+            self.filesystem.open_input_stream(f"{self.path}/{name}") as stream,
+            open(target, "wb") as out,
+        ):
+            while piece := stream.read(16 * 2**20):
+                digest.update(piece)
+                size += out.write(piece)
+        return size, digest.hexdigest()
 
     def scratch(self) -> Path:
         """A local folder to build files in before `put`; on the same disk where it can be."""

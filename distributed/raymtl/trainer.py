@@ -5,7 +5,7 @@ batch -> status and denominators agreed -> step -> metrics
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from raymtl.config import TrainConfig
 from raymtl.errors import InputError, NonFinite, RankFailed
 from raymtl.evaluator import evaluate
 from raymtl.learner import Learner, StepOutcome
+from raymtl.lineage import known_rows
 from raymtl.metrics import TrainingHistograms
 from raymtl.saving import Saver
 from raymtl.status import agree, attempt, raise_together
@@ -62,6 +63,8 @@ class TrainState:
     validations_without_gain: int = 0
     validated_step: int = 0
     last_metrics: dict[str, Any] = field(default_factory=dict)
+    before_metrics: dict[str, Any] = field(default_factory=dict)
+    """Of the training log before the first step (validation.before_training)."""
     stopped: str | None = None
     """Why the run ended; null while it goes on."""
 
@@ -126,6 +129,8 @@ class Trainer:
         self.window = TrainingHistograms(
             learner.layout.task_names, learner.kinds, config.metrics.num_bins
         )
+        self.grown: Mapping[str, int] = {}
+        """Rows that `init_from` knows of tables which grew since."""
         self.started_s = time.monotonic()
         self.stop_step = planned_steps(config, source.steps_per_epoch)
 
@@ -137,7 +142,7 @@ class Trainer:
         """
         saved, warnings = self.saver.restore(self.window)
         if saved is None:
-            warm_start.start(self.learner)
+            self.grown = warm_start.start(self.learner)
         else:
             self.state = state_of(saved)
             limits = ("num_epochs", "max_steps", "max_rows", "max_time_s")
@@ -161,6 +166,7 @@ class Trainer:
         Raises:
             InputError, NonFinite, RankFailed: on all ranks alike.
         """
+        self._score_before_training()
         state, clock = self.state, Clock(self.state)
         batches = self.source.train(state.step, self.stop_step)
         while state.step < self.stop_step and state.stopped is None and not self.leaving:
@@ -183,6 +189,18 @@ class Trainer:
             self._save_if_due()
         self._complete_save()
         return state
+
+    def _score_before_training(self) -> None:
+        """Collective. Progressive validation: the log as the run it starts from would score it."""
+        if not self.config.validation.before_training or self.state.step:
+            return
+        layout, num_steps = self.learner.layout, self.source.steps_per_epoch
+        batches = (known_rows(b, layout, self.grown) for b in self.source.train(0, num_steps))
+        metrics = evaluate(self.learner, batches, num_steps, self.config.metrics)
+        self.state.before_metrics = dict(metrics)
+        if collectives.rank() == 0:
+            named = {f"before/{key}": metric for key, metric in metrics.items()}
+            self.reports.line({"step": 0, "rows": 0} | named)
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         batch = self.learner.checked(next(batches))

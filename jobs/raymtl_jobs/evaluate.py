@@ -8,7 +8,7 @@ import typer
 
 from raymtl.config import LaunchSection
 from raymtl_jobs.options import Address, Calibrated, DryRun, LogUrl, Where, Which, Workers
-from raymtl_jobs.output import say, show_metrics, write_result
+from raymtl_jobs.output import say, show_drift, show_metrics, write_result
 from raymtl_jobs.scoring import require_room, results_folder, show_plan
 
 Out = Annotated[
@@ -48,4 +48,5 @@ def evaluate(
         print(json.dumps(result, indent=1))
     else:
         show_metrics(result["metrics"], f"{result['rows']:,} rows of {log}")
+        show_drift(result["drift"], log)
     write_result(folder or os.curdir, name, result)

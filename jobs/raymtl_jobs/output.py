@@ -58,6 +58,26 @@ def show_metrics(metrics: dict[str, float | int | None], title: str) -> None:
     Console(width=None if sys.stdout.isatty() else 110).print(table)
 
 
+def show_drift(drift: dict[str, Any] | None, log: str) -> None:
+    """What a log's features hold beside those of training: a table on stdout, jumps on stderr.
+
+    Args:
+        drift: as `evaluate` gives it; null prints a line instead.
+    """
+    from rich.console import Console
+
+    from raymtl.data.drift import warnings
+    from raymtl.data.drift_table import drift_table
+
+    if drift is None:
+        say("drift is not told: the model's training log was not made by `raymtl prepare`")
+        return
+    table = drift_table(drift, f"{log} beside the training log")
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    for line in warnings(drift, log):
+        say(line)
+
+
 def _cell(value: float | int | None) -> str:
     if value is None:
         return "-"

@@ -7,13 +7,10 @@ from raymtl_jobs.output import say, show_config
 
 def show_plan(where: str, which: str, log: str, launch: LaunchSection, labels: bool) -> None:
     """Checks checkpoint and log as the real thing would, and says what would run."""
-    from raymtl.preflight import indexed
-    from raymtl.run import choose
-    from raymtl.saving import read_config
+    from raymtl.scoring import Pick, checked
 
-    found = choose(where, which)
-    config, schema = read_config(found)
-    index = indexed(log, schema, labels=labels)
+    found, payload, config = checked(where, Pick(which), log, labels)
+    index = payload["index"]
     show_config(config.model_copy(update={"launch": launch}))
     what = "evaluate" if labels else "predict with"
     say(f"would {what} {found.folder.url} on {index.num_rows:,} rows of {log}")

@@ -1,5 +1,6 @@
 """A second day: transforms taken over or extended, runs that start from the day before."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from raymtl.data.prepare_config import PrepareConfig
 from raymtl.errors import InputError
 from raymtl.preflight import check_run, describe, schema_at
 from raymtl.run import choose
+from raymtl.schema import CategoricalFeature
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 SECOND_DAY = [
@@ -25,23 +27,43 @@ SECOND_DAY = [
     "split.test=[{source: days, column: date, equals: 7}]",
     "vocabularies={}",
 ]
+CITIES = [f"city {n}" for n in range(6)]
+MORE = [
+    {"name": "town", "column": "city", "kind": "categorical", "encoding": "vocabulary"},
+    {"name": "slot", "column": "hourmin", "kind": "categorical", "encoding": "vocabulary"}
+    | {"training_only": True, "serving_value": 1259},
+]
+"""Features with a vocabulary that is written out, and one that is known in training only."""
+AGE = {"min_age_days": 100 / 86_400}
+"""The rows of `new` are a second apart, so that the last 100 are too young for a click."""
 TINY = {"name": "shared_bottom", "bottom_hidden_units": [4], "tower_hidden_units": [2]}
 
 
-def config_of(folder: Path, *overrides: str) -> PrepareConfig:
-    values = override(parse_yaml(CONFIG, "test"), [f"data_root={folder}", *overrides])
+def config_of(folder: Path, *overrides: str, cities: list[str] = CITIES) -> PrepareConfig:
+    values = override(parse_yaml(CONFIG, "test"), [f"data_root={folder}"])
+    schema = values["schema"]
+    schema["features"] += MORE
+    schema["tables"] += [{"name": "town", "values": cities}]
+    schema["tasks"][0]["observed_if"] = AGE
+    schema["time_unit"] = "s"
+    values = override(values, list(overrides))
     return parse(PrepareConfig, values, "test")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
-    """Raw files, `first` prepared of days 1 to 6, and `same` and `more` after it."""
+    """Raw files, `first` prepared of days 1 to 6, and `same` and `more` after it.
+
+    `same` takes its transforms from a checkpoint that was copied away, `more` from the log.
+    """
     made = tmp_path_factory.mktemp("days")
     write_raw(made)
     prepare(config_of(made), str(made / "first"))
-    second = config_of(made, *SECOND_DAY)
-    prepare(second, str(made / "same"), like=str(made / "first"))
-    prepare(second, str(made / "more"), like=str(made / "first" / "train"), extend=True)
+    checkpoint = choose(train(made, "first", "name=first"), "last").folder.path
+    alone_ = shutil.copytree(checkpoint, made / "copied")
+    prepare(config_of(made, *SECOND_DAY), str(made / "same"), like=str(alone_))
+    grown = config_of(made, *SECOND_DAY, cities=[*CITIES, "city 6"])
+    prepare(grown, str(made / "more"), like=str(made / "first" / "train"), extend=True)
     return made
 
 
@@ -93,7 +115,7 @@ def test_all_else_is_as_before_when_vocabularies_grow(folder: Path) -> None:
 
 
 def test_extensions_name_what_they_extend(folder: Path) -> None:
-    second = config_of(folder, *SECOND_DAY)
+    second = config_of(folder, *SECOND_DAY, cities=[*CITIES, "city 6"])
     prepare(second, str(folder / "third"), like=str(folder / "more"), extend=True)
     logs = ("first", "more", "third")
     found = [schema_at(str(folder / log / "train/schema.yaml")) for log in logs]
@@ -109,7 +131,10 @@ def test_extensions_name_what_they_extend(folder: Path) -> None:
         ("derive.hour.divide=10", "derive.hour.divide = 10"),
         ("derive.seconds.null_if=1", "derive.seconds.null_if = 1"),
         ("schema.tasks=[{name: like, label: like}]", "schema.tasks.click = none"),
-        ("schema.tables=[{name: item_hashed, rows: 41}]", "schema.tables.item_hashed.rows = 41"),
+        (
+            "schema.tables=[{name: item_hashed, rows: 41}, {name: town, values: [a]}]",
+            "schema.tables.item_hashed.rows = 41",
+        ),
     ],
 )
 def test_another_config_is_refused_by_name(folder: Path, change: str, named: str) -> None:
@@ -118,6 +143,54 @@ def test_another_config_is_refused_by_name(folder: Path, change: str, named: str
         prepare(made, str(folder / "refused"), like=str(folder / "first"))
     assert named in str(caught.value)
     assert not (folder / "refused").exists()
+
+
+@pytest.mark.parametrize("extend", [False, True])
+def test_values_written_out_in_another_way_are_refused(folder: Path, extend: bool) -> None:
+    changed = [CITIES[1], CITIES[0], *CITIES[2:]]
+    with pytest.raises(
+        InputError, match=r"(?s)values of table town.*values\[0\] = city 1"
+    ) as caught:
+        made = config_of(folder, *SECOND_DAY, cities=changed)
+        prepare(made, str(folder / "refused"), like=str(folder / "first"), extend=extend)
+    assert "city 0, as in" in str(caught.value)
+    longer = config_of(folder, *SECOND_DAY, cities=[*CITIES, "city 6"])
+    if not extend:
+        with pytest.raises(InputError, match=r"values\[6\] = city 6"):
+            prepare(longer, str(folder / "refused"), like=str(folder / "first"))
+
+
+def test_values_written_out_go_on_behind_the_old_ones(folder: Path) -> None:
+    assert values_of(folder, "first", "town") == CITIES
+    assert values_of(folder, "more", "town") == [*CITIES, "city 6"]
+
+
+def test_a_click_is_unobserved_until_it_is_old_enough(folder: Path) -> None:
+    for log, split in (("first", "test"), ("same", "train")):
+        for row in rows_of(folder, log, split):
+            young = row["time_ms"] > 1_000_399 - 100
+            assert (row["click"] is None) == young, row["time_ms"]
+    schema = schema_at(str(folder / "first/train/schema.yaml"))
+    assert schema.tasks[0].observed_if is None and schema.as_of is None, "it is in the labels now"
+
+
+def test_a_serving_value_becomes_the_row_of_its_value(folder: Path) -> None:
+    schema = schema_at(str(folder / "first/train/schema.yaml"))
+    slot = next(f for f in schema.features if f.name == "slot")
+    assert isinstance(slot, CategoricalFeature) and slot.training_only
+    assert values_of(folder, "first", "slot").index(1259) + 1 == slot.serving_value
+
+
+def test_drift_stands_beside_training(folder: Path) -> None:
+    drift = json.loads((folder / "same" / "statistics.json").read_text())["drift"]
+    assert set(drift) == {"train", "valid", "test"}
+    rows = rows_of(folder, "same", "train")
+    unknown = sum(row["f_item"] == 0 for row in rows) / len(rows)
+    assert drift["train"]["item"]["unknown"] == pytest.approx(unknown, abs=1e-6)
+    train = rows_of(folder, "first", "train")
+    missing = sum(row["f_age"] is None for row in train) / len(train)
+    assert drift["train"]["age"]["train_null"] == pytest.approx(missing, abs=1e-6)
+    assert drift["train"]["hour"]["train_null"] > 0.3 > drift["train"]["hour"]["null"] == 0
 
 
 def test_transforms_that_are_missing_or_damaged_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -156,7 +229,7 @@ def train(folder: Path, log: str, *overrides: str) -> str:
 
 def test_a_run_starts_from_the_day_before_and_its_tables_grow(folder: Path) -> None:
     still = ["optimizer.dense.lr=1e-20", "optimizer.rows.lr=1e-20"]
-    first = train(folder, "first", "name=first")
+    first = train(folder, "first", "name=day-1")
     second = train(folder, "more", "name=second", f"init_from={first}", *still)
     fresh = train(folder, "more", "name=fresh", *still)
     before, after, drawn = (weights_of(choose(run, "last")) for run in (first, second, fresh))

@@ -4,8 +4,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from raymtl.analysis.bootstrap import Draws, interval, metrics_of_draws
+from raymtl.analysis.cells import Outcomes
+from raymtl.analysis.views import Units, views_of
+from raymtl.data.planted import World, block_table, sigmoid
 from raymtl.data.prepare_config import Sample
 from raymtl.data.sample import sampled, uniform
+from raymtl.data.synth_config import SynthConfig
+from raymtl.data.synthetic import plant
 from raymtl.schema import LogSchema
 from raymtl.scores import auc, calibration, log_loss
 
@@ -96,3 +102,39 @@ def test_the_hash_is_uniform() -> None:
     assert found.min() >= 0 and found.max() < 1
     counts, _ = np.histogram(found, bins=20, range=(0, 1))
     assert np.abs(counts / 5000 - 1).max() < 0.06
+
+
+def test_weighted_metrics_of_a_generated_log_hold_the_unsampled_figures() -> None:
+    """Each figure of all rows lies in the 95 % bootstrap interval of the sampled rows."""
+    config = SynthConfig(rows=60_000, history_length=0, num_users=3000)
+    world, truth = World(config), plant(config)
+    table = block_table(world, np.array(truth.intercepts), 0, 0, config.rows)
+    schema = config.schema_of(truth.duration_mean, truth.duration_std)
+    user, item = table["user"].to_numpy(), table["item"].to_numpy()
+    logits = config.signal * world.preferences(user, item) + np.array(truth.intercepts)
+    scores_NT = sigmoid(logits)
+    made = sampled(
+        table.append_column("row", pa.array(np.arange(config.rows))),
+        Sample(keep=0.2),
+        schema,
+        "train",
+        np.arange(config.rows),
+    )
+    kept, weights = made["row"].to_numpy(), made["sample_weight"].to_numpy()
+    assert len(kept) < 0.6 * config.rows
+    names = tuple(task.name for task in schema.tasks)
+    labels_NT = np.stack([table[name].to_numpy() for name in names], axis=1).astype(np.float32)
+    weight_NT = np.repeat(weights[:, None], 2, axis=1).astype(np.float32)
+    outcomes = Outcomes(names, ("binary",) * 2, user[kept], labels_NT[kept], weight_NT)
+    units = Units.of(user[kept])
+    views = views_of(outcomes, units, [])
+    drawn = metrics_of_draws(views, scores_NT[kept], Draws(units.num_units, 200, seed=1))
+    for task, values in enumerate(drawn):
+        score, label = scores_NT[:, task], labels_NT[:, task].astype(np.float64)
+        for metric, exact in (("auc", auc), ("log_loss", log_loss), ("calibration", calibration)):
+            low, high = interval(values[metric])
+            full = exact(score, label)
+            assert low is not None and high is not None and full is not None
+            assert low < full < high, (names[task], metric)
+            unweighted = exact(score[kept], label[kept])
+            assert metric == "auc" or not low < (unweighted or 0.0) < high, "weights are needed"

@@ -9,10 +9,11 @@ import torch
 
 from helpers.logs import small_log
 from helpers.training import read_lines, small_config, train_config, weights_of
-from raymtl import alone
+from raymtl import alone, warm_start
 from raymtl.config import TrainConfig, dump, override, parse
 from raymtl.errors import DamagedCheckpoint, InputError
-from raymtl.preflight import check_run, schema_at
+from raymtl.learner import Learner
+from raymtl.preflight import check_run, describe, schema_at
 from raymtl.run import choose
 
 STILL = ["optimizer.dense.lr=1e-20", "optimizer.rows.lr=1e-20", "train.max_steps=3"]
@@ -157,3 +158,38 @@ def test_a_table_of_rate_0_stays_as_it_is(log: str) -> None:
     unknown = override(small_config(log), ["optimizer.rows.lr_by_table={itm: 0.1}"])
     with pytest.raises(InputError, match="did you mean item"):
         check_run(parse(TrainConfig, unknown, "test"), resume=False)
+
+
+def test_new_features_and_tasks_begin_seeded_and_are_listed(log: str, tmp_path: Path) -> None:
+    whole = schema_at(f"{log}/train/schema.yaml")
+    fewer = {
+        "features": [f for f in whole.features if f.name not in ("item_hashed", "duration_plain")],
+        "tasks": whole.tasks[:2],
+    }
+    path = tmp_path / "schema.yaml"
+    path.write_text(dump(whole.model_copy(update=fewer)))
+    before = alone.train(config(log, "name=fewer", f"data.schema_path={path}", "train.max_steps=3"))
+    before = before["run"]
+    made = config(log, "name=more", "validation.before_training=true", *STILL)
+    made = made.model_copy(update={"init_from": choose(before, "last").folder.url})
+    job, _ = check_run(made, resume=False)
+    told = describe(job).splitlines()[2:]
+    assert told == [
+        "feature item_hashed is new",
+        "feature duration_plain is new",
+        "task share is new",
+        "table hashed has 64 rows, all new",
+    ]
+    begun, seeded = (Learner(job.config, job.schema, torch.device("cpu")) for _ in range(2))
+    warm_start.start(begun)
+    rows, fresh = begun.tables.state(), seeded.tables.state()
+    old = weights_of(choose(before, "last"))
+    for table in ("user", "item", "category"):
+        found, drawn = rows[f"{table}/values"], fresh[f"{table}/values"]
+        assert torch.equal(found[:, [*range(8), *range(12, 16)]], old[f"{table}/values"])
+        assert torch.equal(found[:, 8:12], drawn[:, 8:12]), "the view of the new task"
+        assert not torch.equal(found, drawn)
+    assert torch.equal(rows["hashed/values"], fresh["hashed/values"])
+    result = alone.train(made)
+    assert result["state"]["step"] == 3
+    assert set(result["state"]["before_metrics"]) >= {"click/auc", "share/auc"}

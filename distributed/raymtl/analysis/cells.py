@@ -80,6 +80,7 @@ def read_outcomes(index: LogIndex, schema: LogSchema) -> Outcomes:
 
 def outcome_chunks(index: LogIndex, schema: LogSchema) -> Iterator[dict[str, np.ndarray]]:
     """The arrays of `decode.outcomes`, one row group at a time, in the log's order."""
+    schema = index.as_of(schema)
     columns = schema.outcome_columns()
     for number, file in enumerate(index.files):
         first = 0

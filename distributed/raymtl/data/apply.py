@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymtl.data import values
+from raymtl.data.drift import Distributions
 from raymtl.data.encode import encode
 from raymtl.data.fitted import log_column
 from raymtl.data.prepare_config import SPLITS
@@ -16,9 +17,17 @@ from raymtl.data.rows import Recipe, stream
 from raymtl.data.sample import sampled
 from raymtl.data.split import Places
 from raymtl.data.statistics import Tally
+from raymtl.data.times import old_enough
 from raymtl.data.vocabulary import look_up
+from raymtl.errors import InputError
 from raymtl.layout import PAD
-from raymtl.schema import BagFeature, CategoricalFeature, LogSchema, NumericFeature
+from raymtl.schema import (
+    BagFeature,
+    CategoricalFeature,
+    LogSchema,
+    NumericFeature,
+    training_only,
+)
 from raymtl.storage import filesystem
 
 
@@ -70,12 +79,14 @@ def apply_share(
         memory: "sides" by join, "vocabularies" by table.
 
     Returns:
-        The share's `Tally` as plain values.
+        "tally" and "distributions" of the share, as plain values.
     """
     vocabularies = {
         k: t.column("value").combine_chunks() for k, t in memory["vocabularies"].items()
     }
     tally = Tally.of(fitted, recipe.config.split_names)
+    distributions = Distributions()
+    columns = {f.name: log_column(f.name) for f in fitted.features}
     with ExitStack() as stack:
         parts = Parts(url, share.number, recipe.config.chunk_rows, stack)
         for rows in stream(share, recipe, memory["sides"], places):
@@ -83,6 +94,8 @@ def apply_share(
             for number, name in enumerate(SPLITS):
                 chosen = rows.split_n == number
                 mine = made.filter(pa.array(chosen))
+                if mine.num_rows:
+                    distributions.add(name, mine, fitted, columns)
                 if recipe.config.sample is not None and mine.num_rows:
                     place_n = rows.origin.first_row + np.flatnonzero(chosen)
                     mine = sampled(mine, recipe.config.sample, fitted, name, place_n)
@@ -90,7 +103,7 @@ def apply_share(
                     tally.add(name, mine, fitted)
                     parts.add(name, mine)
         parts.finish()
-    return tally.to_dict()
+    return {"tally": tally.to_dict(), "distributions": distributions.splits}
 
 
 def transform(
@@ -113,11 +126,43 @@ def transform(
             columns[f"{log_column(f.name)}_weights"] = weights
     for task in fitted.tasks:
         label = values.labels(table, task, origin)
+        label = np.where(old_enough(table, task, fitted, origin.where), label, np.nan)
         kind = pa.int8() if task.kind == "binary" else pa.float32()
         columns[task.label] = pa.array(label, pa.float64(), from_pandas=True).cast(kind)
     for name in raw_names(recipe):
         columns.setdefault(name, table.column(name))
     return pa.table(columns)
+
+
+def serving_values(
+    recipe: Recipe, fitted: LogSchema, vocabularies: dict[str, pa.Array]
+) -> dict[str, int | float | None]:
+    """What stands for each `training_only` feature at serving, in the log's own terms.
+
+    Raises:
+        InputError: a value has no row of its own in the feature's vocabulary.
+    """
+    found: dict[str, int | float | None] = {}
+    origin = Origin("serving_value", "the schema's serving_value", 0, 0)
+    for f in training_only(fitted.features):
+        if f.serving_value is None:
+            made = None
+        elif isinstance(f, NumericFeature):
+            made = _number(pa.table({f.source: [f.serving_value]}), f, origin)[0].as_py()
+        else:
+            text = f.table_name in recipe.text_tables
+            raw = pa.array([str(f.serving_value) if text else f.serving_value])
+            raw = values.ids(pa.chunked_array([raw]), f.name, origin.where)
+            made = _rows_of(raw, f, fitted, vocabularies, origin)[0].as_py()
+            if made == 0 and f.table_name in vocabularies:
+                raise InputError(
+                    f"the serving value of feature {f.name} is none that training knows",
+                    f"serving_value = {f.serving_value!r}",
+                    f"a value of column {f.source} in the training part, or null for none",
+                    "mend serving_value",
+                )
+        found[f.name] = made
+    return found
 
 
 def raw_names(recipe: Recipe) -> list[str]:

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from raymtl.data import lists
 from raymtl.data.encode import column_of, digests, encode, hash_rows, is_null, out_of_range
+from raymtl.data.times import old_enough
 from raymtl.errors import InputError
 from raymtl.layout import PAD, IdColumns, Layout
 from raymtl.schema import (
@@ -17,6 +18,7 @@ from raymtl.schema import (
     Rule,
     SequenceFeature,
     Task,
+    is_spared,
 )
 
 __all__ = ["decode", "hash_rows", "outcomes"]
@@ -37,7 +39,8 @@ def decode(
         layout: `Layout.of(schema)`.
         where: file and row group, for errors; row numbers in errors count from this table's first.
         keys: columns carried along as they are.
-        labels: False where labels and weights are not needed (predict); they may then be missing.
+        labels: False where labels and weights are not needed (predict); they may then be missing,
+            and so may `training_only` features, whose serving values are put in afterwards.
 
     Returns:
         "ids" int32 (n, C), PAD where empty; "bag_weights" float32 (n, layout.num_bag_weights);
@@ -49,7 +52,7 @@ def decode(
         IdOutOfRange: an index-encoded id lies outside its table.
         InputError: a value is not what its column must hold.
     """
-    out = _features(table, schema, layout, where) | outcomes(table, schema, where, labels)
+    out = _features(table, schema, layout, where, labels) | outcomes(table, schema, where, labels)
     for name in keys:
         _require_column(table, name, None, "row keys", where)
     return out | {f"key:{name}": _key(column_of(table, name)) for name in keys}
@@ -68,7 +71,7 @@ def outcomes(
 
 
 def _features(
-    table: pa.Table, schema: LogSchema, layout: Layout, where: str
+    table: pa.Table, schema: LogSchema, layout: Layout, where: str, labels: bool
 ) -> dict[str, np.ndarray]:
     n = table.num_rows
     ids = np.full((n, layout.num_id_columns), PAD, np.int32)
@@ -76,6 +79,8 @@ def _features(
     numeric = np.zeros((n, len(layout.numeric_names)), np.float32)
     columns = {c.feature: c for c in layout.id_columns}
     for f in schema.features:
+        if f.source not in table.column_names and f.default is None and is_spared(f, labels):
+            continue
         if isinstance(f, NumericFeature) and not f.bucketed:
             at = layout.numeric_names.index(f.name)
             numeric[:, at], missing = _number(table, f, where)
@@ -169,7 +174,7 @@ def _labels(
     shape = (table.num_rows, len(schema.tasks))
     labels, weights = np.full(shape, np.nan, np.float32), np.zeros(shape, np.float32)
     for t, task in enumerate(schema.tasks) if wanted else ():
-        labels[:, t] = _label(table, task, where)
+        labels[:, t] = _label(table, task, schema, where)
         observed = ~np.isnan(labels[:, t])
         weights[:, t] = observed
         if task.weight:
@@ -177,13 +182,14 @@ def _labels(
     return labels, weights
 
 
-def _label(table: pa.Table, task: Task, where: str) -> np.ndarray:
+def _label(table: pa.Table, task: Task, schema: LogSchema, where: str) -> np.ndarray:
     """float32 (n,), NaN where null or where the task's rule does not hold."""
     _require_column(table, task.label, None, f"task {task.name}", where)
     raw = column_of(table, task.label)
     values, observed = _floats(raw), ~is_null(raw)
     if task.observed_if:
         observed &= _holds(table, task.observed_if, where)
+        observed &= old_enough(table, task, schema, where)
     with np.errstate(over="ignore"):
         label = np.where(observed, values, np.nan).astype(np.float32)
     good = (label == 0) | (label == 1) if task.kind == "binary" else np.isfinite(label)
@@ -196,7 +202,9 @@ def _label(table: pa.Table, task: Task, where: str) -> np.ndarray:
 
 
 def _holds(table: pa.Table, rule: Rule, where: str) -> np.ndarray:
-    """Boolean (n,), False where the rule's column is null or NaN."""
+    """Boolean (n,), False where the rule's column is null or NaN; ages are not looked at."""
+    if rule.column is None:
+        return np.ones(table.num_rows, bool)
     _require_column(table, rule.column, None, "a task's observed_if", where)
     return rule.holds(_floats(column_of(table, rule.column)))
 

@@ -17,6 +17,7 @@ from raymtl.data.raw import Share
 from raymtl.data.rows import Recipe, Rows, stream
 from raymtl.data.sample import uniform
 from raymtl.data.split import Places
+from raymtl.data.times import later, newest
 from raymtl.data.vocabulary import COUNTS, Counter, frequent
 from raymtl.schema import NumericFeature
 
@@ -79,13 +80,16 @@ def fit_share(
 
     Returns:
         "moments": feature -> [count, mean, squares] over training rows; "rows": split -> rows,
-        "dropped" those of no split.
+        "dropped" those of no split; "newest": the latest time, where ages of rows are asked for.
     """
     counter = Counter()
     moments: dict[str, Moments] = {}
     rows = np.zeros(len(SPLITS) + 1, np.int64)
+    schema, latest = recipe.config.log_schema, None
     for part in stream(share, recipe, sides, places):
         _check(part, recipe.config)
+        if schema.has_ages and schema.time:
+            latest = later(latest, newest(part.table.column(schema.time)))
         rows += np.bincount(part.split_n + 1, minlength=len(rows))
         _count(part, recipe, counter)
         for f in recipe.config.log_schema.features:
@@ -97,6 +101,7 @@ def fit_share(
     return {
         "moments": {k: [m.count, m.mean, m.squares] for k, m in moments.items()},
         "rows": dict(zip(("dropped", *SPLITS), rows.tolist(), strict=True)),
+        "newest": latest,
     }
 
 

@@ -71,18 +71,29 @@ def log_column(feature: str) -> str:
     return f"f_{feature}"
 
 
-def result_schema(fitted: LogSchema, lineage: list[str]) -> LogSchema:
+def result_schema(
+    fitted: LogSchema, lineage: list[str], serving: dict[str, int | float | None]
+) -> LogSchema:
     """What the prepared log is read with: ids as they are, numbers as they are.
 
     Args:
         lineage: digest of the transforms, then of those they extend.
+        serving: feature -> its serving value in the log's own terms.
     """
     features: list[Feature] = []
     for f in fitted.features:
         column = log_column(f.name)
         if isinstance(f, NumericFeature) and looks_up(f):
+            row = serving.get(f.name)
             features.append(
-                CategoricalFeature(kind="categorical", name=f.name, column=column, encoding="index")
+                CategoricalFeature(
+                    kind="categorical",
+                    name=f.name,
+                    column=column,
+                    encoding="index",
+                    training_only=f.training_only,
+                    serving_value=None if row is None else int(row),
+                )
             )
         elif isinstance(f, NumericFeature):
             features.append(
@@ -92,17 +103,21 @@ def result_schema(fitted: LogSchema, lineage: list[str]) -> LogSchema:
                     column=column,
                     missing_indicator=f.missing_indicator,
                     fill=f.fill,
+                    training_only=f.training_only,
+                    serving_value=serving.get(f.name),
                 )
             )
         else:
             changes: dict[str, Any] = {"column": column, "encoding": "index", "default": None}
+            if f.name in serving:
+                changes["serving_value"] = serving[f.name]
             if isinstance(f, BagFeature) and f.weights:
                 changes["weights"] = f"{column}_weights"
             features.append(_with(f, **changes))
     tables = [_result_table(fitted, name) for name in fitted.table_names]
     tasks = [t.model_copy(update={"observed_if": None}) for t in fitted.tasks]
     update = {"features": features, "tables": tables, "tasks": tasks}
-    update |= {"transforms": lineage[0], "extends": lineage[1:]}
+    update |= {"transforms": lineage[0], "extends": lineage[1:], "as_of": None}
     return LogSchema.model_validate(fitted.model_copy(update=update).model_dump())
 
 

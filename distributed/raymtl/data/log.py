@@ -19,7 +19,7 @@ from raymtl.data.files import (
 )
 from raymtl.data.read import read_chunk
 from raymtl.errors import InputError, input_error_in
-from raymtl.schema import LogSchema
+from raymtl.schema import LogSchema, Time
 from raymtl.storage import absolute, filesystem
 
 __all__ = ["LogFile", "LogIndex", "changed_files", "read_chunk", "read_index"]
@@ -61,6 +61,8 @@ class LogIndex:
     """The different column sets among the files."""
     is_file: bool = False
     """Whether `url` is the log's only file rather than its folder."""
+    newest: Time | None = field(default=None, compare=False)
+    """The latest time, where a schema's rules ask for the age of rows; see `as_of`."""
 
     @cached_property
     def num_rows(self) -> int:
@@ -118,6 +120,12 @@ class LogIndex:
             }
         )
         pq.write_table(table, f"{root}/{INDEX_NAME}", filesystem=fs)
+
+    def as_of(self, schema: LogSchema) -> LogSchema:
+        """The schema to read with: ages are counted to the log's newest time unless it says."""
+        if not schema.has_ages or schema.as_of is not None:
+            return schema
+        return schema.model_copy(update={"as_of": self.newest})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the column sets."""

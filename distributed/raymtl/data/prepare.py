@@ -24,13 +24,14 @@ import yaml
 from rich.console import Console
 
 from raymtl.config import dump
-from raymtl.data import places, scratch, statistics
-from raymtl.data.apply import apply_share
+from raymtl.data import drift, places, scratch, statistics
+from raymtl.data.apply import apply_share, serving_values
+from raymtl.data.carried import DISTRIBUTIONS, TRANSFORMS
 from raymtl.data.checks import check_splits, make_recipe
+from raymtl.data.drift_table import drift_table
 from raymtl.data.fit import Moments, fit_share, lists_of, merge_bucket, quantile_borders
 from raymtl.data.fitted import digest_of, file_digest, fitted_schema, result_schema, vocabulary_path
 from raymtl.data.frozen import (
-    TRANSFORMS,
     Frozen,
     apply_frozen,
     copy_vocabularies,
@@ -44,12 +45,15 @@ from raymtl.data.output import Output, write_text
 from raymtl.data.prepare_config import Join, PrepareConfig
 from raymtl.data.raw import Share, cut
 from raymtl.data.rows import Recipe
+from raymtl.data.times import later
 from raymtl.data.vocabulary import ordered, written_out
 from raymtl.errors import IdOutOfRange, InputError, input_error_in
-from raymtl.schema import LogSchema, NumericFeature
-from raymtl.storage import filesystem
+from raymtl.schema import LogSchema, NumericFeature, training_only
+from raymtl.storage import Folder, filesystem
 
 __all__ = ["PrepareConfig", "prepare"]
+
+logger = logging.getLogger(__name__)
 
 CHUNKS_PER_SHARE = 16
 """Row groups per part file: 262,144 rows at the default chunk_rows."""
@@ -90,20 +94,43 @@ def prepare(
         if frozen is not None:
             copy_vocabularies(frozen, out.staging)
         fitted, counted = _fit(recipe, shares, side_refs, out.staging, frozen)
-        tally = _apply(recipe, shares, side_refs, fitted, out.staging)
+        tally, distributions = _apply(recipe, shares, side_refs, fitted, out.staging)
         lineage = _write_transforms(recipe, fitted, out.staging, frozen)
-        written = result_schema(fitted, lineage)
+        written = result_schema(fitted, lineage, _serving(recipe, fitted, out.staging))
         if config.sample is not None:
             written = written.model_copy(update={"weight": config.sample.weight})
         result = _write_splits(recipe, written, out)
         report = statistics.report(
             tally, fitted, counted["users"], counted["distinct"], counted["dropped"]
         )
+        report["drift"] = _drift(distributions, fitted, frozen)
+        train = distributions.splits.get("train", {})
+        write_text(out.staging, DISTRIBUTIONS, drift.dump_distributions(train))
         write_text(out.staging, "statistics.json", json.dumps(report, indent=1))
         result |= {"transforms": lineage[0], "time_s": round(time.monotonic() - start, 1)}
         out.finish(json.dumps(result, indent=1))
-    Console().print(statistics.rich_table(report))
+    console = Console()
+    console.print(statistics.rich_table(report))
+    for split, found in report["drift"].items():
+        against = like or "train"
+        console.print(drift_table(found, f"{split} beside the training part of {against}"))
+        for line in drift.warnings(found, split):
+            logger.warning(line)
     return result
+
+
+def _drift(
+    distributions: drift.Distributions, fitted: LogSchema, frozen: Frozen | None
+) -> dict[str, Any]:
+    """Each split against the training part whose transforms it has: its own, or that of `like`."""
+    then = distributions.splits.get("train", {})
+    if frozen is not None:
+        then = drift.read_distributions(Folder(frozen.url)) or {}
+    return {
+        split: drift.compared(then, counts, fitted)
+        for split, counts in distributions.splits.items()
+        if then and (frozen is not None or split not in ("train", "pretrain"))
+    }
 
 
 def _read_sides(config: PrepareConfig) -> dict[str, tuple[Any, pa.Schema]]:
@@ -153,10 +180,12 @@ def _fit(
         list(_stage(places.place_users, buckets, recipe))
     moments: dict[str, Moments] = {}
     rows: dict[str, int] = {}
+    latest = None
     for answer in _stage(_fit_share, shares, recipe, sides):
         for name, values in answer["moments"].items():
             moments.setdefault(name, Moments()).add(Moments(*values))
         rows = {name: rows.get(name, 0) + n for name, n in answer["rows"].items()}
+        latest = later(latest, answer["newest"])
     check_splits(rows, config)
     users: dict[str, int] = {}
     distinct: dict[str, int] = {}
@@ -170,7 +199,9 @@ def _fit(
     for (what, name), answer in zip(tables, answers, strict=True):
         (borders if what == "quantiles" else sizes)[name] = answer
     counted = {"users": users, "distinct": distinct, "dropped": rows["dropped"]}
-    return fitted_schema(config.log_schema, sizes, moments, borders), counted
+    fitted = fitted_schema(config.log_schema, sizes, moments, borders)
+    as_of = latest if fitted.as_of is None else fitted.as_of
+    return fitted.model_copy(update={"as_of": as_of}), counted
 
 
 def _fit_share(share: Share, recipe: Recipe, sides: dict[str, pa.Table]) -> dict[str, Any]:
@@ -210,8 +241,8 @@ def _finish(
 
 def _apply(
     recipe: Recipe, shares: list[Share], sides: dict[str, Any], fitted: LogSchema, staging: str
-) -> statistics.Tally:
-    """Writes the splits' part files."""
+) -> tuple[statistics.Tally, drift.Distributions]:
+    """Writes the splits' part files; what they hold is counted on the way."""
     load = ray.remote(_read_table)
     tables = [fitted.table(name) for name in fitted.table_names]
     vocabularies = {
@@ -219,9 +250,21 @@ def _apply(
     }
     memory = {"sides": sides, "vocabularies": vocabularies}
     tally = statistics.Tally.of(fitted, recipe.config.split_names)
+    distributions = drift.Distributions()
     for answer in _stage(_apply_share, shares, recipe, fitted, staging, memory):
-        tally.merge(answer)
-    return tally
+        tally.merge(answer["tally"])
+        distributions.merge(answer["distributions"])
+    return tally, distributions
+
+
+def _serving(recipe: Recipe, fitted: LogSchema, staging: str) -> dict[str, int | float | None]:
+    """The serving values of `training_only` features, in the log's own terms."""
+    paths = {
+        f.table_name: fitted.table(f.table_name).vocabulary for f in training_only(fitted.features)
+    }
+    tables = {name: _read_table(f"{staging}/{path}") for name, path in paths.items() if path}
+    known = {name: table.column("value").combine_chunks() for name, table in tables.items()}
+    return serving_values(recipe, fitted, known)
 
 
 def _apply_share(
@@ -256,7 +299,7 @@ def _write_transforms(
     files = [t.vocabulary for t in map(fitted.table, fitted.table_names) if t.vocabulary]
     sources = {s.name: s.model_dump(mode="json", exclude={"url"}) for s in config.sources}
     transforms = {
-        "schema": fitted.model_dump(mode="json"),
+        "schema": fitted.model_dump(mode="json", exclude={"as_of"}),
         "sources": sources,
         "joins": [j.model_dump(mode="json", exclude={"url"}) for j in config.joins],
         "derive": {name: d.model_dump(mode="json") for name, d in config.derive.items()},

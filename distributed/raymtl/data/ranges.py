@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow.parquet as pq
 
 from raymtl.data.log import LogIndex
+from raymtl.data.times import later, plain_time
 from raymtl.errors import IdOutOfRange, InputError
-from raymtl.schema import LogSchema, NumericFeature
+from raymtl.schema import LogSchema, NumericFeature, Time
 from raymtl.storage import filesystem
 
 CHECKED_FILES = 256
@@ -39,6 +40,31 @@ def check_ranges(index: LogIndex, schema: LogSchema) -> None:
                 where = f"{index.name(number)}, row group {group}"
                 _check_label(schema, column, low, high, where)
                 _check_id(schema, column, low, high, where)
+
+
+def newest_time(index: LogIndex, schema: LogSchema) -> Time:
+    """The latest time of a log, from the footers of all its files.
+
+    Raises:
+        InputError: a row group does not tell its latest time.
+    """
+    found: Time | None = None
+    with ThreadPoolExecutor(16) as pool:
+        for number, ranges in enumerate(
+            pool.map(lambda n: _ranges(index, n), range(len(index.files)))
+        ):
+            latest = {group: high for group, column, _, high in ranges if column == schema.time}
+            for group, rows in enumerate(index.files[number].row_group_rows):
+                if rows and (time := plain_time(latest.get(group))) is None:
+                    raise InputError(
+                        "the newest time of the log is not known",
+                        f"{index.name(number)}, row group {group}: no statistics of {schema.time}",
+                        "the time at which the labels were read, for rules with min_age_days",
+                        "set as_of in the schema",
+                    )
+                found = later(found, time) if rows else found
+    assert found is not None, "a log has rows"
+    return found
 
 
 def _checked_columns(schema: LogSchema) -> set[str]:

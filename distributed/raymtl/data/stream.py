@@ -79,7 +79,8 @@ class Stream:
             raise
 
     def _decode(self, table: pa.Table, place: str) -> Arrays:
-        return decode(table, self.schema, self.layout, place, self.keys, self.labels)
+        schema = self.index.as_of(self.schema)
+        return decode(table, schema, self.layout, place, self.keys, self.labels)
 
 
 def skipped(num_rows: int, layout: Layout) -> Arrays:

@@ -74,7 +74,7 @@ def numbers(column: pa.ChunkedArray, f: NumericFeature, origin: Origin) -> np.nd
 
 
 def labels(table: pa.Table, task: Task, origin: Origin) -> np.ndarray:
-    """float64 (n,), NaN where null, NaN, or not observed by the task's rule.
+    """float64 (n,), NaN where null, NaN, or not observed by the task's rule (ages apart).
 
     Raises:
         InputError: naming the row, where a binary label is neither 0 nor 1 or one is infinite.
@@ -117,7 +117,9 @@ def check_weights(table: pa.Table, column: str, needed: np.ndarray, origin: Orig
 
 
 def holds(table: pa.Table, rule: Rule) -> np.ndarray:
-    """Bool (n,), the rows that fulfil a rule."""
+    """Bool (n,), the rows that fulfil a rule but for their age."""
+    if rule.column is None:
+        return np.ones(table.num_rows, bool)
     return rule.holds(floats(table.column(rule.column)))
 
 

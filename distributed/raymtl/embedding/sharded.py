@@ -30,6 +30,7 @@ from raymtl.embedding.rows import (
     sum_bags,
 )
 from raymtl.embedding.tables import (
+    Columns,
     StateSource,
     TableSpec,
     check_ids,
@@ -138,14 +139,19 @@ class ShardedTables:
             for kind, tensor in store.tensors.items()
         }
 
-    def load_state(self, source: StateSource, saved_rows: Mapping[str, int] | None = None) -> None:
-        """Overwrites this rank's rows; `source` and `saved_rows` as in `load_rows`."""
+    def load_state(
+        self,
+        source: StateSource,
+        saved_rows: Mapping[str, int] | None = None,
+        columns: Columns | None = None,
+    ) -> None:
+        """Overwrites this rank's rows; arguments as in `load_rows`."""
         state = self.state()
         for plan in self._plans:
             places = plan.places(self.rank)
             for spec in plan.sharded + plan.replicated:
                 buckets = (places[spec.name].lo, places[spec.name].hi, self.num_buckets)
-                load_rows(state, spec, buckets, source, saved_rows)
+                load_rows(state, spec, buckets, source, saved_rows, columns)
 
     def _initialise(self, seed: int, std: float) -> None:
         for plan, store in zip(self._plans, self.stores, strict=True):

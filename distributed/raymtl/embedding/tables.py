@@ -26,6 +26,9 @@ from raymtl.embedding.rows import (
 from raymtl.errors import IdOutOfRange
 from raymtl.schema import LogSchema
 
+Columns = Callable[["TableSpec", int, int], Tensor]
+"""Of a table whose rows are wider than they were saved: (spec, saved width, width) -> the column
+that each saved one goes to; the others stay as they are."""
 StateSource = Mapping[str, Tensor] | Callable[[str], Tensor]
 """Gives this rank's rows of `<table>/values` or `<table>/<state>`, in (bucket, k) order."""
 
@@ -138,11 +141,16 @@ class LocalTables:
             for name, tensor in store.tensors.items()
         }
 
-    def load_state(self, source: StateSource, saved_rows: Mapping[str, int] | None = None) -> None:
+    def load_state(
+        self,
+        source: StateSource,
+        saved_rows: Mapping[str, int] | None = None,
+        columns: Columns | None = None,
+    ) -> None:
         """Overwrites all rows; arguments as in `load_rows`."""
-        state = self.state()
+        state, buckets = self.state(), (0, self.num_buckets, self.num_buckets)
         for spec, store in zip(self.specs, self.stores, strict=True):
-            load_rows(state, spec, (0, self.num_buckets, self.num_buckets), source, saved_rows)
+            load_rows(state, spec, buckets, source, saved_rows, columns)
             for name, tensor in store.tensors.items():
                 tensor[self._saved_order(spec)] = state[f"{spec.name}/{name}"]
 
@@ -156,17 +164,22 @@ def load_rows(
     buckets: tuple[int, int, int],
     source: StateSource,
     saved_rows: Mapping[str, int] | None,
+    columns: Columns | None = None,
 ) -> None:
-    """Copies one table's saved rows into `state`; rows the table gained since stay as they are.
+    """Copies one table's saved rows into `state`; what the table gained since stays as it is.
 
     Args:
         state: tensors to be overwritten, in (bucket, k) order.
         buckets: the range [lo, hi) that `state` holds, and P.
         source: mapping or function from a key of `state` to the saved rows of the same buckets.
-        saved_rows: rows of each table when it was saved; null, or a table left out: as now.
+        saved_rows: rows of each table when it was saved, 0 for a new one; null, or a table left
+            out: as now.
+        columns: null: rows are as wide as they were.
     """
     lo, hi, num_buckets = buckets
     old_rows = (saved_rows or {}).get(spec.name, spec.rows)
+    if old_rows == 0:
+        return
     assert old_rows <= spec.rows, f"table {spec.name} shrank from {old_rows} to {spec.rows} rows"
     first = bucket_start(old_rows, num_buckets, lo)
     old_n = torch.arange(first, bucket_start(old_rows, num_buckets, hi))
@@ -176,6 +189,10 @@ def load_rows(
         if key.rpartition("/")[0] != spec.name:
             continue
         saved = source(key) if callable(source) else source[key]
+        if columns is not None and saved.dim() == 2 and saved.shape[1:] != target.shape[1:]:
+            whole = target[place_n].clone()
+            whole[:, columns(spec, saved.shape[1], target.shape[1])] = saved.to(whole)
+            saved = whole
         assert saved.shape == (len(old_n), *target.shape[1:]), f"{key}: {tuple(saved.shape)}"
         assert saved.dtype == target.dtype, f"{key}: {saved.dtype}"
         if old_rows == spec.rows:

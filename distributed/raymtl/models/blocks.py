@@ -113,8 +113,8 @@ class FieldStack(nn.Module):
             mean_BVD = masked_mean(sequence.values_BSVD, sequence.mask_BS)
             parts.append(mean_BVD.unsqueeze(2))
         stacked = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
-        # Contiguous, since products copy strided inputs; then rounded, once for all that read it
-        # (one pass that does both is many times slower).
+        # Contiguous, since products copy strided inputs (ids alone lie so already); then rounded,
+        # once for all that read it (one pass that does both is many times slower).
         x_VBI = stacked.transpose(0, 1).flatten(2)
         device = x_VBI.device.type
         enabled = torch.is_autocast_enabled(device)

@@ -34,7 +34,8 @@ class HeadModel(nn.Module):
         """x_VBI and shared_1BI, as a head takes them."""
         x_VBI = self.fields(inputs)
         if self.task_specific and self.shared_view:
-            return x_VBI[:-1], x_VBI[-1:]
+            own_TBI, shared_1BI = x_VBI.split([len(x_VBI) - 1, 1])
+            return own_TBI, shared_1BI
         return x_VBI, None
 
 

@@ -28,28 +28,37 @@ def mix_each(gate_PQBE: Tensor | Sequence[Tensor], experts_PEBH: Tensor) -> Tens
 
 
 class _Mix(torch.autograd.Function):
-    """einsum("qbe,ebh->qbh") with the experts' gradients laid out expert by expert.
+    """einsum("qbe,ebh->qbh"), expert by expert.
 
-    Autograd's own come row by row and are copied wherever they are read.
+    As products of small matrices, row by row, the experts would be copied to lie row by row.
     """
 
     @staticmethod
     def forward(ctx: Any, gate_QBE: Tensor, experts_EBH: Tensor, live_QE: Tensor | None) -> Tensor:
         ctx.save_for_backward(gate_QBE, experts_EBH, live_QE)
-        # In the experts' type, whatever autocast would make of it: backward has no autocast.
-        with torch.autocast(experts_EBH.device.type, enabled=False):
-            return torch.einsum("qbe,ebh->qbh", gate_QBE.to(experts_EBH.dtype), experts_EBH)
+        weight_EQB1 = _by_expert(gate_QBE, experts_EBH)
+        mixed_QBH = weight_EQB1[0] * experts_EBH[0]
+        for weight_QB1, expert_BH in zip(weight_EQB1[1:], experts_EBH[1:], strict=True):
+            mixed_QBH.addcmul_(weight_QB1, expert_BH)
+        return mixed_QBH
 
     @staticmethod
     def backward(ctx: Any, grad_QBH: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         gate_QBE, experts_EBH, live_QE = ctx.saved_tensors
         gate_grad = experts_grad = None
         if ctx.needs_input_grad[0]:
-            gate_grad = torch.einsum("qbh,ebh->qbe", grad_QBH, experts_EBH).to(gate_QBE.dtype)
+            by_query = [torch.linalg.vecdot(grad_BH, experts_EBH) for grad_BH in grad_QBH]
+            gate_grad = torch.stack(by_query).transpose(1, 2).to(gate_QBE.dtype)
         if ctx.needs_input_grad[1]:
             trained_QBE = gate_QBE if live_QE is None else gate_QBE * live_QE.unsqueeze(1)
-            weight_QEB1 = trained_QBE.to(experts_EBH.dtype).transpose(1, 2).unsqueeze(-1)
+            weight_QEB1 = _by_expert(trained_QBE, experts_EBH).transpose(0, 1)
             experts_grad = weight_QEB1[0] * grad_QBH[0]
             for weight_EB1, grad_BH in zip(weight_QEB1[1:], grad_QBH[1:], strict=True):
                 experts_grad.addcmul_(weight_EB1, grad_BH)
         return gate_grad, experts_grad, None
+
+
+def _by_expert(gate_QBE: Tensor, experts_EBH: Tensor) -> Tensor:
+    """Contiguous weights (E, Q, B, 1) in the experts' type."""
+    weight_EQB = gate_QBE.permute(2, 0, 1).to(experts_EBH.dtype)
+    return weight_EQB.contiguous().unsqueeze(-1)

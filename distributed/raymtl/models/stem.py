@@ -76,7 +76,8 @@ class Stem(nn.Module):
     def _run(self, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
         """The tasks' last outputs (T, B, H) and every layer's task gates (T, B, K)."""
         x_VBI = self.fields(inputs)
-        return run_layers(self.layers, x_VBI[:-1], x_VBI[-1:])
+        own_TBI, shared_1BI = x_VBI.split([self.num_tasks, 1])
+        return run_layers(self.layers, own_TBI, shared_1BI)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from raymtl.errors import InputError, one_line
@@ -60,6 +59,8 @@ class Job:
         return f"exec python -m raymtl_jobs.cli {shlex.join(self.arguments)}"
 
 
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+"""What the parser raises: click's UsageError, or that of the click inside newer typers."""
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Of the command: the other verb's options pass through."""
 
@@ -108,10 +109,10 @@ def parsed(verb: str, arguments: list[str]) -> dict[str, Any]:
         )
     try:
         return commands[verb].make_context(verb, list(arguments)).params
-    except click.UsageError as error:
+    except USAGE_ERROR as error:
         raise InputError(
             "the job's command would be refused",
-            f"raymtl {shlex.join([verb, *arguments])}: {error.format_message()}",
+            f"raymtl {shlex.join([verb, *arguments])}: {one_line(error)}",
             f"what `raymtl {verb} --help` says",
             "mend the command",
         ) from None

@@ -6,6 +6,7 @@ and steps that were trained twice.
 """
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -14,7 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +157,74 @@ def drained(trial: Trial, command: Command) -> None:
     cluster.kill(node)
 
 
+FILLER = """
+import sys
+import numpy as np
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+ray.init(sys.argv[1], logging_level="ERROR", log_to_driver=False)
+
+@ray.remote(num_cpus=0)
+class Holder:
+    def fill(self):
+        self.refs = [ray.put(np.ones(10**7, np.uint8)) for _ in range(11)]
+
+nodes = [n["NodeID"] for n in ray.nodes() if n["Alive"]]
+holders = [Holder.options(scheduling_strategy=On(n, soft=False)).remote() for n in nodes]
+ray.get([h.fill.remote() for h in holders])
+print("full", flush=True)
+sys.stdin.read()
+"""
+"""Fills the object store of every node but for 10 of its 120 MB."""
+
+
+def store_filled(trial: Trial, command: Command) -> None:
+    """Somebody else's objects fill every node's store until the run ends."""
+    filler = subprocess.Popen(
+        [sys.executable, "-c", FILLER, trial.cluster.address],
+        env=trial.cluster.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert filler.stdout is not None and filler.stdin is not None
+    said = filler.stdout.readline()
+    assert said == "full\n", said
+    command.end()
+    filler.stdin.close()
+    filler.wait()
+
+
+def disk_filled(trial: Trial, command: Command) -> None:
+    """The disk of the runs fills up until a save fails; then there is room again."""
+    filler = Path(trial.storage, "filler")
+    with open(filler, "wb") as file:
+        try:
+            while True:
+                file.write(b"\0" * 2**16)
+        except OSError as error:
+            assert error.errno == errno.ENOSPC, error
+    code = command.end()
+    assert code == 2 and any("cannot be written" in line for line in command.lines), code
+    filler.unlink()
+    trial.struck()
+
+
 def driver_killed(trial: Trial, command: Command) -> None:
     """The command itself dies; the same command with --or-resume follows."""
     command.process.kill()
+
+
+@contextmanager
+def small_disk(trial: Trial) -> Iterator[None]:
+    """The trial's runs on a disk of 4 MB of their own; needs the right to mount."""
+    trial.storage = f"{trial.cluster.folder}/small"
+    os.makedirs(trial.storage, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", trial.storage], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", trial.storage], check=True)
 
 
 def disturbed(trial: Trial, fault: Callable[[Trial, Command], None], *overrides: str) -> dict:
@@ -167,7 +234,7 @@ def disturbed(trial: Trial, fault: Callable[[Trial, Command], None], *overrides:
     trial.struck()
     fault(trial, command)
     code = command.end()
-    if fault is driver_killed:
+    if fault in STARTED_BY_HAND:
         command = trial.start(*overrides, "--or-resume")
         code = command.end()
     if code:
@@ -175,7 +242,7 @@ def disturbed(trial: Trial, fault: Callable[[Trial, Command], None], *overrides:
     after = [(at, step) for at, step in command.resumed if at >= trial.fault_s]
     seconds = after[0][0] - trial.fault_s if after else 0.0
     lost = trial.fault_step - after[0][1] if after else 0
-    return {"exit": code, "seconds": seconds, "steps_lost": max(0, lost), "command": command}
+    return {"exit": code, "seconds": seconds, "steps_lost": max(0, lost)}
 
 
 def same(trial: Trial, whole: Path) -> str:
@@ -202,7 +269,11 @@ FAULTS: dict[str, Callable[[Trial, Command], None]] = {
     "SIGKILL of the driver": driver_killed,
     "a drained node": drained,
     "SIGKILL of a raylet with its workers": node_killed,
+    "a full object store": store_filled,
+    "a full disk": disk_filled,
 }
+STARTED_BY_HAND = (driver_killed, disk_filled)
+"""Faults after which the command is typed once more."""
 
 
 def joined_and_left(cluster: LocalCluster, log: str, whole: Path, number: int) -> dict:
@@ -252,9 +323,9 @@ def main() -> int:
                 if args.only and args.only not in name:
                     continue
                 trial = Trial(cluster, log, re.sub(r"\W+", "-", f"{name} {number}"))
-                row = disturbed(trial, fault)
-                command = row.pop("command")
-                wrong = f"exit {row['exit']}" if row["exit"] else same(trial, whole.run)
+                with small_disk(trial) if fault is disk_filled else nullcontext():
+                    row = disturbed(trial, fault)
+                    wrong = f"exit {row['exit']}" if row["exit"] else same(trial, whole.run)
                 rows.append({"what": name, "came": wrong or "same bytes", "good": not wrong, **row})
                 show(rows[-1])
             if not args.only or args.only in "elastic":

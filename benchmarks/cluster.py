@@ -13,8 +13,9 @@ import time
 import urllib.error
 from pathlib import Path
 
+import psutil
 import yaml
-from local_cluster import LocalCluster
+from local_cluster import LocalCluster, wait_for
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "distributed")]
@@ -68,7 +69,7 @@ def main() -> int:
             refused(cluster, "a wrong token", "0" * 64),
         ]
         rows += [submitted(cluster, folder, command) for command in COMMANDS]
-        rows.append(submitted_without_token(cluster, folder))
+        rows += [driver_killed(cluster, folder), submitted_without_token(cluster, folder)]
     for row in rows:
         print(f"{row['what']:40} {row['came']:22} {row['seconds']:6.1f} s", flush=True)
     if out:
@@ -95,6 +96,38 @@ def submitted(cluster: LocalCluster, folder: Path, command: list[str]) -> dict:
         print(done.stdout[-4000:], done.stderr[-4000:], file=sys.stderr)
     came = f"exit code {done.returncode}"
     return row(f"raymtl submit {command[0]}", came, done.returncode == 0, start)
+
+
+def driver_killed(cluster: LocalCluster, folder: Path) -> dict:
+    """A training job whose driver is killed; --max-retries goes on with its run."""
+    start = time.monotonic()
+    train = [*COMMANDS[1][1:], "name=second", "train.num_epochs=10"]
+    words = ["submit", "train", *train, "--no-install", "--max-retries", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "raymtl_jobs.cli", *words, "--address", cluster.dashboard],
+        cwd=folder,
+        env=cluster.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    checkpoints = folder / "runs" / "second" / "checkpoints"
+    wait_for(lambda: any(checkpoints.glob("*/manifest.json")), "a checkpoint", 300)
+    drivers = [p for p in psutil.Process().children(recursive=True) if is_driver(p)]
+    for driver in drivers:
+        driver.kill()
+    out = process.communicate()[0]
+    good = process.returncode == 0 and len(drivers) == 1 and "going on from step" in out
+    if not good:
+        print(out[-4000:], file=sys.stderr)
+    came = f"exit code {process.returncode}"
+    return row("raymtl submit train, its driver killed", came, good, start)
+
+
+def is_driver(process: psutil.Process) -> bool:
+    """Whether it is the job's own command, not the one that submitted it."""
+    words = process.cmdline()
+    return "raymtl_jobs.cli" in words and "name=second" in words and "submit" not in words
 
 
 def submitted_without_token(cluster: LocalCluster, folder: Path) -> dict:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray._private import ray_constants
@@ -53,22 +54,36 @@ def session(section: LaunchSection) -> Iterator[None]:
     if address:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     else:
-        require_private_token()
-        with environment(LOCAL_ENVIRONMENT), _on_loopback():
-            ray.init(
-                address="local",
-                num_cpus=local_cpus(section),
-                include_dashboard=False,
-                object_store_memory=section.object_store_bytes,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _node_ip_address=LOOPBACK,
-            )
+        start_local(local_cpus(section), section.object_store_bytes)
     try:
         require_cpus(section)
         yield
     finally:
         ray.shutdown()
+
+
+def start_local(
+    num_cpus: int, store_bytes: int | None = None, runtime_env: dict[str, Any] | None = None
+) -> None:
+    """Starts a Ray of this process, which listens on loopback and asks for a token.
+
+    Args:
+        num_cpus: logical ones.
+        store_bytes: of its object store; null leaves Ray's default.
+        runtime_env: of all its tasks and actors, as Ray takes it.
+    """
+    require_private_token()
+    with environment(LOCAL_ENVIRONMENT), _on_loopback():
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=store_bytes,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=runtime_env,
+            _node_ip_address=LOOPBACK,
+        )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from raymtl.cluster import environment
+from raymtl.cluster import environment, start_local
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,11 +30,5 @@ def local_ray() -> Iterator[Path]:
 
 def _start() -> None:
     paths = [str(ROOT / home) for home in ("distributed", "jobs", "tuning", "tests")]
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        object_store_memory=200_000_000,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
-    )
+    variables = {"PYTHONPATH": os.pathsep.join(paths)}
+    start_local(num_cpus=4, store_bytes=200_000_000, runtime_env={"env_vars": variables})

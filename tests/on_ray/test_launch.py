@@ -1,13 +1,16 @@
 """Training on Ray: killed and hung workers, errors that end a run, evaluation and prediction."""
 
+import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from helpers.disturber import Disturber
 from helpers.logs import small_log
@@ -72,6 +75,28 @@ def test_a_registered_model_goes_on_with_more_epochs_and_another_number_of_worke
     second = launch.train(parse(TrainConfig, longer, "a test"), resume=True)
     assert second["state"]["step"] == 2 * first["state"]["step"]
     assert second["state"]["rows"] == 2 * first["state"]["rows"] == 2 * 6400
+
+
+def test_a_local_ray_listens_on_loopback_only_and_asks_for_a_token(undisturbed: Any) -> None:
+    assert ray.util.get_node_ip_address() == "127.0.0.1"
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    listening = {
+        (process.name(), connection.laddr.ip)
+        for process in ours
+        for connection in connections(process)
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert {"raylet", "gcs_server"} <= {name for name, _ in listening}
+    assert {ip.removeprefix("::ffff:") for _, ip in listening} == {"127.0.0.1"}
+
+
+def connections(process: psutil.Process) -> list[Any]:
+    """None where the process has just ended."""
+    try:
+        return process.net_connections("inet")
+    except psutil.NoSuchProcess:
+        return []
 
 
 def test_a_run_of_the_same_name_is_not_overwritten(log: str, undisturbed: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from raymtl.errors import InputError
+from raymtl.errors import InputError, one_line
 
 S = TypeVar("S", bound="Section")
 
@@ -56,7 +56,7 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """Parses a YAML mapping; `source` names it in errors."""
     try:
         value = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise InputError(
             "a config is not YAML",
             f"{source}: {' '.join(str(error).split())}",
@@ -74,7 +74,11 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
 
 
 def override(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Returns `values` with each `a.b=value` set; the input is left as it was."""
+    """Returns `values` with each `a.b=value` set; the input is left as it was.
+
+    Raises:
+        InputError: an item is not of this form, or its value no YAML.
+    """
     values = json.loads(json.dumps(values, default=str))
     for item in overrides:
         key, found, text = item.partition("=")
@@ -91,8 +95,21 @@ def override(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
             if not isinstance(node.get(parent), dict):
                 node[parent] = {}
             node = node[parent]
-        node[last] = yaml.safe_load(text)
+        node[last] = _value(text, item)
     return values
+
+
+def _value(text: str, item: str) -> Any:
+    """An override's value, read as YAML."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise InputError(
+            "an override's value is not YAML",
+            f"{item}: {one_line(error)}",
+            "a number, text, [a list] or {a: mapping}",
+            "put text with special characters into quotes: key='\"text\"'",
+        ) from None
 
 
 def parse(cls: type[S], values: dict[str, Any], source: str, prefix: str = "") -> S:

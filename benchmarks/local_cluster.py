@@ -39,6 +39,7 @@ class LocalCluster:
         self._bare, self._store_bytes = bare, store_bytes
         self._port, self._dashboard_port, self._agent_port = free_ports(3)
         self._cluster: Any = None
+        self._added = 0
         self._before: dict[str, str] = {}
 
     def __enter__(self) -> "LocalCluster":
@@ -102,7 +103,9 @@ class LocalCluster:
 
     def add(self, cpus: int) -> Any:
         """Starts a node to train on, and waits until the cluster counts it."""
-        return self._add(num_cpus=cpus)
+        # Nodes that share a folder install the same wheel into the same place at the same time.
+        self._added += 1
+        return self._add(num_cpus=cpus, temp_dir=str(self.folder / f"n{self._added}"))
 
     def _add(self, **arguments: Any) -> Any:
         return self._cluster.add_node(

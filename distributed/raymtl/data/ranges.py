@@ -55,14 +55,15 @@ def newest_time(index: LogIndex, schema: LogSchema) -> Time:
         ):
             latest = {group: high for group, column, _, high in ranges if column == schema.time}
             for group, rows in enumerate(index.files[number].row_group_rows):
-                if rows and (time := plain_time(latest.get(group))) is None:
+                time = plain_time(latest.get(group))
+                if rows and time is None:
                     raise InputError(
                         "the newest time of the log is not known",
                         f"{index.name(number)}, row group {group}: no statistics of {schema.time}",
                         "the time at which the labels were read, for rules with min_age_days",
                         "set as_of in the schema",
                     )
-                found = later(found, time) if rows else found
+                found = later(found, time)
     assert found is not None, "a log has rows"
     return found
 

@@ -6,6 +6,7 @@ when it is read.
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 
@@ -40,6 +41,17 @@ def check_ranges(index: LogIndex, schema: LogSchema) -> None:
                 where = f"{index.name(number)}, row group {group}"
                 _check_label(schema, column, low, high, where)
                 _check_id(schema, column, low, high, where)
+
+
+def dated(index: LogIndex, schema: LogSchema) -> LogIndex:
+    """The index with the log's newest time, where rules ask for ages and `as_of` is not given.
+
+    Raises:
+        InputError: a row group does not tell its latest time.
+    """
+    if not schema.has_ages or schema.as_of is not None:
+        return index
+    return replace(index, newest=newest_time(index, schema))
 
 
 def newest_time(index: LogIndex, schema: LogSchema) -> Time:

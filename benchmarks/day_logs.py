@@ -87,7 +87,7 @@ def generated(folder: Path, num_days: int, rows: int) -> Days:
         for source in ({"name": "day", "url": f"day-{n + 1}.parquet"} for n in range(num_days))
     ]
     titles = tuple(f"day {n + 1}" for n in range(num_days))
-    return Days(titles, tuple(configs), TRAIN, epochs=3)
+    return Days(titles, tuple(configs), TRAIN)
 
 
 def kuairand(data: str) -> Days:

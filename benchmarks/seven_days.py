@@ -159,39 +159,39 @@ def drawn(found: Outcomes, units: Units, scores_NT: np.ndarray, draws: Draws) ->
 
 
 def summarise(days: Days, logs: list[Path], measured: dict[str, list[Drawn]]) -> dict[str, Any]:
-    """Each day's metrics, and the means over the days on which the models differ.
+    """Each day's metrics and gains, and their means from the third day on.
 
-    On the second day they are one model, unless the history was before it.
+    On the second day warm and frozen are one model.
     """
-    first = 0 if days.pretrain else 1
+    titles = [*days.titles[1:], f"mean, {days.titles[2]} to {days.titles[-1]}"]
     keys = list(measured["warm"][0])
-    by_day = {
-        title: {
-            model: {k: rounded(found[i][k][0]) for k in keys} for model, found in measured.items()
-        }
-        for i, title in enumerate(days.titles[1:])
-    }
-    mean = {
-        model: {k: np.mean([day[k] for day in found[first:]], axis=0) for k in keys}
+    by_model = {
+        model: [*found, {k: np.mean([day[k] for day in found[1:]], axis=0) for k in keys}]
         for model, found in measured.items()
     }
-    gains = {
-        f"warm - {other}": {k: with_interval(mean["warm"][k] - mean[other][k]) for k in keys}
-        for other in MODELS[1:]
+    values = {
+        title: {k: {m: rounded(by_model[m][i][k][0]) for m in MODELS} for k in keys}
+        for i, title in enumerate(titles)
     }
-    means = {model: {k: rounded(v[0]) for k, v in found.items()} for model, found in mean.items()}
-    rows = {
+    gains = {
+        title: {
+            k: {m: gain(by_model["warm"][i][k], by_model[m][i][k]) for m in MODELS[1:]}
+            for k in keys
+        }
+        for i, title in enumerate(titles)
+    }
+    tables = {
         title: json.loads((log / "statistics.json").read_text(encoding="utf-8"))["tables"]
         for title, log in zip(days.titles, logs, strict=True)
     }
-    title = f"mean of {days.titles[1 + first]} to {days.titles[-1]}"
-    return {"days": by_day, title: means, "gains": gains, "tables": rows}
+    return {"values": values, "warm_minus": gains, "tables": tables}
 
 
-def with_interval(values: np.ndarray) -> list[float | None]:
-    """Value, then both ends of its interval."""
-    low, high = interval(values[1:])
-    return [rounded(values[0]), rounded(low), rounded(high)]
+def gain(warm: np.ndarray, other: np.ndarray) -> list[float | None]:
+    """The difference on all users, then both ends of its interval."""
+    difference = warm - other
+    low, high = interval(difference[1:])
+    return [rounded(difference[0]), rounded(low), rounded(high)]
 
 
 def rounded(value: float | None) -> float | None:
@@ -199,17 +199,20 @@ def rounded(value: float | None) -> float | None:
 
 
 def table_of(summary: dict[str, Any]) -> Table:
-    """Days below one another, AUC of each task by model, then means and gains."""
-    means = next(key for key in summary if key.startswith("mean"))
-    keys = [k for k in summary[means]["warm"] if k.endswith("/auc")]
-    table = Table(
-        "", *(f"{k} {m}" for k in keys for m in MODELS), title="AUC, scored before trained on"
-    )
-    for title, by_model in [*summary["days"].items(), (means, summary[means])]:
-        table.add_row(title, *(f"{by_model[m][k]:.4f}" for k in keys for m in MODELS))
-    for name, gains in summary["gains"].items():
-        cells = [f"{g:+.4f} [{low:+.4f}, {high:+.4f}]" for g, low, high in (gains[k] for k in keys)]
-        table.add_row(name, *(cell for c in cells for cell in (c, "", "")))
+    """AUC by task and day, and what warm gains over the others."""
+    columns = ("task", "day", *MODELS, *(f"warm - {m}" for m in MODELS[1:]))
+    table = Table(*columns, title="AUC, each day scored before it is trained on")
+    last = next(reversed(summary["values"]))
+    for key in (k for k in summary["values"][last] if k.endswith("/auc")):
+        for title, found in summary["values"].items():
+            gains = summary["warm_minus"][title][key]
+            table.add_row(
+                key.removesuffix("/auc"),
+                title,
+                *(f"{found[key][m]:.4f}" for m in MODELS),
+                *("{:+.4f} [{:+.4f}, {:+.4f}]".format(*gains[m]) for m in MODELS[1:]),
+                end_section=title == last,
+            )
     return table
 
 

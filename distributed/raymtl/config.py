@@ -153,8 +153,8 @@ class ValidationSection(Section):
     """Validations without gain after which the run stops; null never stops early."""
     before_training: bool = False
     """Score the training log before the first step (progressive validation): `before/…` in
-    metrics.jsonl, `before_metrics` in result.json. Meant for `init_from`, day after day; values
-    that the checkpoint does not know are scored as it would, out of vocabulary."""
+    metrics.jsonl, `state.before_metrics` in result.json. Meant for `init_from`, day after day;
+    values that the checkpoint does not know are scored as it would, out of vocabulary."""
     min_delta: NonNegativeFloat = 1e-6
     """Smallest change that counts as a gain; 1e-6 as in the official STEM code."""
 

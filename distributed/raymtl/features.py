@@ -116,8 +116,11 @@ IdFeature = CategoricalFeature | BagFeature | SequenceFeature
 
 def training_only(features: list[Feature]) -> list[CategoricalFeature | NumericFeature]:
     """The features that are known in training only."""
-    kinds = CategoricalFeature | NumericFeature
-    return [f for f in features if isinstance(f, kinds) and f.training_only]
+    return [
+        f
+        for f in features
+        if isinstance(f, CategoricalFeature | NumericFeature) and f.training_only
+    ]
 
 
 def is_spared(f: Feature, labels: bool) -> bool:

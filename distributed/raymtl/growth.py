@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raymtl.batch import Layout
 from raymtl.config import ModelSection
@@ -61,13 +61,8 @@ class Growth:
             raise self._refusal(f"new tasks {', '.join(self.tasks)}", f"one of {TAKE_TASKS}")
         if not (self.features or self.tasks):
             return
-        with torch.device("meta"):
-            old, new = (
-                registry.build(self.model, registry.layout(self.model, s), self.width)
-                for s in (self.old, self.new)
-            )
-        saved = dict(old.named_parameters())
-        for name, parameter in new.named_parameters():
+        saved = dict(self._built(self.old).named_parameters())
+        for name, parameter in self._built(self.new).named_parameters():
             if name in saved:
                 self.places(name, saved.pop(name).shape, parameter.shape)
         if saved:
@@ -123,6 +118,14 @@ class Growth:
         if odd or each < 1 or shared < 0:
             raise self._refusal(f"{a} places for {num_old} tasks", f"{b} for {num_new}")
         return torch.cat([torch.arange(a - shared), torch.arange(b - shared, b)])
+
+    def _built(self, schema: LogSchema) -> nn.Module:
+        layout = self._layout(schema)
+        try:
+            with torch.device("meta"):
+                return registry.build(self.model, layout, self.width)
+        except (NotImplementedError, RuntimeError):  # its constructor reads values of tensors
+            return registry.build(self.model, layout, self.width)
 
     def _layout(self, schema: LogSchema) -> Layout:
         return registry.layout(self.model, schema)

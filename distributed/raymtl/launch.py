@@ -33,6 +33,8 @@ from raymtl.trainer import Reports, Trainer
 
 STORE_FOR_DATA = 0.5
 """Part of the object store that the ranks' streams share."""
+SCORED = {"valid/": "validation", "before/": "this log before training on it:"}
+"""Metrics that are said as they come: what their keys begin with, and words for a person."""
 POLL_INTERVAL_S = 0.5
 """How often Ray Train looks after its workers: how late a death or the end is noticed."""
 
@@ -223,8 +225,9 @@ def _reports(run: Run, lines: MetricLines, board: Any) -> Reports:
     def add_line(values: dict) -> None:
         lines.add(values)
         events.add(values)
-        if any(key.startswith("valid/") for key in values):
-            board.say.remote(_valid_line(values))
+        for part, words in SCORED.items():
+            if any(key.startswith(part) for key in values):
+                board.say.remote(_scored_line(values, part, words))
 
     def checkpointed(step: int, metrics: dict) -> None:
         ray.train.report({"step": step} | {k: v for k, v in metrics.items() if v is not None})
@@ -232,10 +235,10 @@ def _reports(run: Run, lines: MetricLines, board: Any) -> Reports:
     return Reports(add_line, lambda values: board.update.remote(values), checkpointed)
 
 
-def _valid_line(values: dict) -> str:
-    shown_keys = ("valid/auc", "valid/gauc", "valid/log_loss")
-    parts = [f"{k.removeprefix('valid/')} {values[k]:.4f}" for k in shown_keys if values.get(k)]
-    return f"step {values['step']}: validation {', '.join(parts)}"
+def _scored_line(values: dict, part: str, words: str) -> str:
+    found = {name: values.get(part + name) for name in ("auc", "gauc", "log_loss")}
+    parts = [f"{name} {value:.4f}" for name, value in found.items() if value]
+    return f"step {values['step']}: {words} {', '.join(parts)}"
 
 
 def _first_cause(error: TrainingFailedError) -> str:

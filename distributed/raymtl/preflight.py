@@ -10,7 +10,7 @@ from raymtl.batch import Layout
 from raymtl.config import TrainConfig, parse
 from raymtl.data.files import find_files
 from raymtl.data.log import LogIndex, changed_files, read_index
-from raymtl.data.ranges import check_ranges, newest_time
+from raymtl.data.ranges import check_ranges, dated
 from raymtl.differences import differences
 from raymtl.errors import InputError
 from raymtl.lineage import require_same, schema_at
@@ -113,9 +113,7 @@ def indexed(url: str, schema: LogSchema, labels: bool = True) -> LogIndex:
     """
     index = read_index(url, schema, labels=labels)
     check_ranges(index, schema)
-    if labels and schema.has_ages and schema.as_of is None:
-        index = replace(index, newest=newest_time(index, schema))
-    return index
+    return dated(index, schema) if labels else index
 
 
 def check_metric(config: TrainConfig, schema: LogSchema) -> None:

@@ -36,7 +36,7 @@ class Saver:
             "schema.yaml": dump(learner.schema).encode(),
         }
         transforms = run.folder / CARRIED
-        self._copies = {name: transforms for name in transforms.names()}
+        self._copies = {n: transforms for n in transforms.names() if not n.startswith(".")}
         self._saved: dict[str, float | None] = {}
         self.last_complete: str | None = None
 
@@ -158,7 +158,7 @@ def load_learner(
     model = {f"model/{name}": p for name, p in learner.model.named_parameters()}
     for key, parameter in model.items():
         if growth is not None:
-            saved = dense.get(key, parameter.detach())
+            saved = dense[key] if key in dense else parameter.detach()
             dense[key] = growth.filled(key, saved, parameter)
         got = dense[key].shape if key in dense else None
         if got != parameter.shape:

@@ -96,9 +96,8 @@ def _differences(
         else:
             del now["tables"][name]
     for part in ("features", "tasks"):
-        added = {*growth.features, *growth.tasks}
         known = {p["name"] for p in then[part]}
-        now[part] = [p for p in now[part] if p["name"] in known or p["name"] not in added]
+        now[part] = [p for p in now[part] if p["name"] in known]
     if old.transforms in new.extends:
         now["transforms"] = then["transforms"]
     yield from differences("schema", then, now)

@@ -12,7 +12,9 @@ from raymtl_jobs.quiet import ray_session
 
 Like = Annotated[
     str | None,
-    typer.Option(metavar="LOG|RUN", help="Take over the transforms of this prepared log or run."),
+    typer.Option(
+        metavar="LOG|RUN", help="Take over the transforms of this log, run or checkpoint."
+    ),
 ]
 ExtendVocab = Annotated[
     str | None,

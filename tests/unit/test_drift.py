@@ -21,6 +21,7 @@ from raymtl.data.drift import (
 from raymtl.data.log import read_index
 from raymtl.schema import LogSchema
 from raymtl.storage import Folder
+from raymtl_jobs.output import show_drift
 
 SCHEMA = LogSchema.model_validate(
     {
@@ -144,3 +145,14 @@ def test_a_log_is_looked_at_in_row_groups_spread_over_it(tmp_path: Path) -> None
     (tmp_path / "distributions.json").write_text(dump_distributions(some))
     assert read_distributions(Folder(str(tmp_path))) == some
     assert read_distributions(Folder(str(tmp_path / "none"))) is None
+
+
+def test_evaluate_shows_shares_beside_training_and_warns(capsys: pytest.CaptureFixture) -> None:
+    now = counted(rows(4000, 12, item=pa.array(np.where(np.arange(4000) % 4 == 0, 0, 7))))
+    show_drift(compared(counted(rows(4000, 11)), now, SCHEMA), "day 2")
+    shown = capsys.readouterr()
+    line = next(line for line in shown.out.splitlines() if "item" in line)
+    assert "25.00%" in line and "0.00%" in line
+    assert "feature item of day 2 has drifted" in shown.err
+    show_drift(None, "day 2")
+    assert "was not made by `raymtl prepare`" in capsys.readouterr().err

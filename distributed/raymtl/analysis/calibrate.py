@@ -11,6 +11,7 @@ from raymtl.analysis.cells import Cell, Outcomes, read_outcomes, read_scores
 from raymtl.config import LaunchSection
 from raymtl.data.log import LOG_ROW
 from raymtl.errors import InputError
+from raymtl.lineage import reading_schema
 from raymtl.preflight import indexed
 from raymtl.progress import Show
 from raymtl.run import choose, home_of
@@ -51,7 +52,7 @@ def calibrate(
     run = Folder(home_of(found.folder.url))
     run.require_writable()
     _, schema = read_config(found)
-    index = indexed(log, schema)
+    index = indexed(log, reading_schema(schema, log, found.folder.url))
     if not any(task.kind == "binary" for task in schema.tasks):
         raise InputError(
             "there is nothing to calibrate",

@@ -14,6 +14,7 @@ from raymtl.analysis.curves import Reliability, reliability
 from raymtl.analysis.gains import Difference, Measured, differences
 from raymtl.analysis.views import Units, View, views_of
 from raymtl.data.log import LogIndex, read_index
+from raymtl.data.ranges import dated
 from raymtl.errors import InputError
 from raymtl.schema import LogSchema
 from raymtl.storage import Folder
@@ -48,7 +49,7 @@ def compare(
     _check_cells(cells)
     models = [(cell.label, _model_of(cell)) for cell in cells]
     baseline = baseline_of(models, options.baseline)
-    index = read_index(log, schema)
+    index = dated(read_index(log, schema), schema)
     outcomes = read_outcomes(index, schema)
     units = Units.of(outcomes.group_N)
     show(f"{index.num_rows:,} rows of {len(units.users_U):,} users in {log}")
@@ -144,7 +145,7 @@ def _bins(
 
 def _train_index(train_log: str, schema: LogSchema) -> LogIndex:
     try:
-        return read_index(train_log, schema)
+        return dated(read_index(train_log, schema), schema)
     except InputError as error:
         do = "name the training log with --train-log, or leave the bins out with --train-log none"
         raise InputError(f"the training log: {error.what}", error.got, error.wanted, do) from None

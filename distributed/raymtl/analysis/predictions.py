@@ -13,6 +13,7 @@ from raymtl.checkpoint import Checkpoint
 from raymtl.cluster import session
 from raymtl.config import LaunchSection
 from raymtl.data.log import LOG_ROW, LogIndex
+from raymtl.lineage import reading_schema
 from raymtl.preflight import indexed
 from raymtl.progress import Show
 from raymtl.run import choose
@@ -61,7 +62,7 @@ def scores_name(checkpoint: Checkpoint, index: LogIndex) -> str:
 
 def _place(run: NamedRun, log: str, out: str, which: str) -> tuple[Folder, Checkpoint]:
     checkpoint = choose(run.url, which)
-    index = indexed(log, run.schema)
+    index = indexed(log, reading_schema(run.schema, log, checkpoint.folder.url))
     return Folder(out) / scores_name(checkpoint, index), checkpoint
 
 

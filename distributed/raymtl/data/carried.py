@@ -7,6 +7,7 @@ and its optimizer state. So every checkpoint has them all, and a checkpoint copi
 """
 
 import logging
+import shutil
 
 from raymtl.config import parse_yaml
 from raymtl.errors import InputError
@@ -58,7 +59,7 @@ def carry(log: str, digest: str | None, target: Folder) -> None:
             source.fetch(path, scratch / name)
             target.put(name, scratch / name)
     finally:
-        scratch.rmdir()
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _read(folder: Folder) -> dict:

@@ -6,6 +6,7 @@ when it is read.
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 
@@ -42,6 +43,17 @@ def check_ranges(index: LogIndex, schema: LogSchema) -> None:
                 _check_id(schema, column, low, high, where)
 
 
+def dated(index: LogIndex, schema: LogSchema) -> LogIndex:
+    """The index with the log's newest time, where rules ask for ages and `as_of` is not given.
+
+    Raises:
+        InputError: a row group does not tell its latest time.
+    """
+    if not schema.has_ages or schema.as_of is not None:
+        return index
+    return replace(index, newest=newest_time(index, schema))
+
+
 def newest_time(index: LogIndex, schema: LogSchema) -> Time:
     """The latest time of a log, from the footers of all its files.
 
@@ -55,14 +67,15 @@ def newest_time(index: LogIndex, schema: LogSchema) -> Time:
         ):
             latest = {group: high for group, column, _, high in ranges if column == schema.time}
             for group, rows in enumerate(index.files[number].row_group_rows):
-                if rows and (time := plain_time(latest.get(group))) is None:
+                time = plain_time(latest.get(group))
+                if rows and time is None:
                     raise InputError(
                         "the newest time of the log is not known",
                         f"{index.name(number)}, row group {group}: no statistics of {schema.time}",
                         "the time at which the labels were read, for rules with min_age_days",
                         "set as_of in the schema",
                     )
-                found = later(found, time) if rows else found
+                found = later(found, time)
     assert found is not None, "a log has rows"
     return found
 

@@ -9,7 +9,7 @@ TOOLS := $(VENV)/tools.stamp
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev demo test lint format types clean
+.PHONY: help setup dev demo test fuzz lint format types clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ test: $(TOOLS)  ## ruff, pyright, pytest
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20
+
+fuzz: $(TOOLS)  ## 10,000 cases of every test of bad input; takes an hour
+	$(BIN)/python -m pytest -n 2 --timeout 7200 --hypothesis-profile fuzz tests/fuzz
 
 lint: $(TOOLS)  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("raymtl", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("fuzz", deadline=None, max_examples=10_000)  # `make fuzz`
 settings.load_profile("raymtl")
 
 ON_RAY = Path(__file__).parent / "on_ray"

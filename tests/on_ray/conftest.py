@@ -12,6 +12,8 @@ import ray
 from raymtl.cluster import environment
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "50"}
+"""Serve kills a proxy that takes longer than 5 s to start, as on a busy machine it does."""
 
 
 @pytest.fixture(scope="module")
@@ -33,5 +35,5 @@ def _start() -> None:
         include_dashboard=False,
         object_store_memory=200_000_000,
         log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths), **PATIENCE}},
     )

@@ -91,7 +91,7 @@ def answer(scorer: Scorer, request: Any, form: Any, calibrated: Any = None) -> N
         assert all(isinstance(part, str) and part for part in error.args)
         assert len(str(error)) < 2000
         return
-    assert set(scores) == {"click", "stay"}
+    assert set(scores) == {"click", "stay", "like"}
     lengths = {len(v) for v in request.values()}
     assert {s.shape for s in scores.values()} == {(n,) for n in lengths}
     assert all(s.dtype == np.float32 and np.isfinite(s).all() for s in scores.values())

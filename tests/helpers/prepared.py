@@ -60,6 +60,7 @@ SERVING = {"place": 2, "rank": math.log1p(1.0)}
 TASKS = [
     {"name": "click", "label": "clicked"},
     {"name": "stay", "label": "s", "kind": "regression"},
+    {"name": "like", "label": "liked", "given": "click"},
 ]
 
 
@@ -85,7 +86,7 @@ def prepared_log(folder: Path | str, rows: int = 300) -> pa.Table:
     values["digest"] = digest_of(values)
     (home / "transforms.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     made = feature_columns(raw, schema, VOCABULARIES, Origin("raw", "raw", 0, 0))
-    made |= {name: raw.column(name) for name in ("clicked", "s", "at")}
+    made |= {name: raw.column(name) for name in ("clicked", "liked", "s", "at")}
     for split in ("train", "test"):
         (home / split).mkdir()
         pq.write_table(pa.table(made), home / split / "part-0.parquet", row_group_size=100)
@@ -122,6 +123,7 @@ def raw_columns(rows: int, seed: int = 0) -> dict[str, pa.Array]:
         "rank": pa.array(some([0.0, 2.5, 9.0])),
         "age": pa.array(some([1, 20, 33])),
         "clicked": pa.array(g.integers(0, 2, rows)),
+        "liked": pa.array(g.integers(0, 2, rows)),
         "s": pa.array(g.normal(size=rows)),
         "at": pa.array(np.arange(rows) + 1000),
     }

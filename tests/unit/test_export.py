@@ -83,7 +83,7 @@ def test_raw_and_prepared_columns_of_the_same_rows_score_alike(
     as_log = scorer.score(columns_of(scorer, "log", rows), "log")
     as_raw = scorer.score(columns_of(scorer, "raw", raw_columns(300)))
     assert scorer.forms == ("raw", "log")
-    for task in ("click", "stay"):
+    for task in ("click", "stay", "like"):
         np.testing.assert_allclose(as_log[task], expected[task], rtol=0, atol=AGREES)
         np.testing.assert_allclose(as_raw[task], expected[task], rtol=0, atol=AGREES)
 
@@ -109,7 +109,7 @@ def test_no_rows_get_no_scores(prepared: tuple[str, Path]) -> None:
     scorer = Scorer(prepared[1])
     for form in scorer.forms:
         scores = scorer.score({name: [] for name in scorer.columns(form)}, form)
-        assert {task: s.shape for task, s in scores.items()} == {"click": (0,), "stay": (0,)}
+        assert {task: s.shape for task, s in scores.items()} == {"click": (0,), "stay": (0,), "like": (0,)}
 
 
 def test_a_column_with_a_default_may_be_left_out(prepared: tuple[str, Path]) -> None:

@@ -1,6 +1,7 @@
 """The layout holds: one-way imports, no pickle, homes that are no packages, files of a size."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 HOMES = {"distributed": "raymtl", "jobs": "raymtl_jobs", "tuning": "raymtl_tuning"}
 
 LEVELS = [
-    "errors",
+    "errors scorer",
     "sections",
     "config",
     "features schema",
@@ -22,7 +23,8 @@ LEVELS = [
 ]
 LEVELS += [
     "launch",
-    "scoring predict alone analysis",
+    "scoring predict alone analysis loaded",
+    "artifact",
     "study",
     "api",
     "",
@@ -132,6 +134,19 @@ def test_imports_go_one_way() -> None:
         if ours(imported) and level(imported) > level(module_name(file))
     ]
     assert upward == []
+
+
+def test_the_scorer_imports_nothing_but_torch_safetensors_and_numpy() -> None:
+    """Its modules are joined to the one file of an artifact, which a server copies."""
+    allowed = {*sys.stdlib_module_names, "numpy", "safetensors", "torch"}
+    others = [
+        f"{module_name(file)} imports {imported}"
+        for file in package_files()
+        if module_name(file).startswith("raymtl.scorer")
+        for imported in imported_modules(file)
+        if imported.split(".")[0] not in allowed and not imported.startswith("raymtl.scorer.")
+    ]
+    assert others == []
 
 
 def test_jobs_and_tuning_do_not_import_each_other() -> None:

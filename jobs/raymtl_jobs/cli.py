@@ -11,6 +11,7 @@ from raymtl_jobs.compare import compare
 from raymtl_jobs.convert import convert
 from raymtl_jobs.doctor import doctor
 from raymtl_jobs.evaluate import evaluate
+from raymtl_jobs.export import export
 from raymtl_jobs.init import init
 from raymtl_jobs.output import reporting
 from raymtl_jobs.predict import predict
@@ -38,6 +39,7 @@ VERBS = (
     evaluate,
     calibrate,
     predict,
+    export,
     compare,
     study,
     submit,

@@ -38,10 +38,14 @@ def local_cpus(section: LaunchSection) -> int:
 
 
 @contextmanager
-def session(section: LaunchSection) -> Iterator[None]:
+def session(section: LaunchSection, dashboard: bool = False) -> Iterator[None]:
     """Joins the cluster at `address` or RAY_ADDRESS, or starts a local Ray and stops it after.
 
     A Ray that is running in this process already is used and left as it is.
+
+    Args:
+        dashboard: starts a local Ray with it, on loopback: Ray Tune asks it which placement groups
+            are left, and without an answer trials that were stopped early keep theirs for ever.
     """
     if ray.is_initialized():
         require_cpus(section)
@@ -55,7 +59,8 @@ def session(section: LaunchSection) -> Iterator[None]:
             ray.init(
                 address="local",
                 num_cpus=local_cpus(section),
-                include_dashboard=False,
+                include_dashboard=dashboard,
+                dashboard_host=LOOPBACK,
                 object_store_memory=section.object_store_bytes,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -71,6 +76,18 @@ def session(section: LaunchSection) -> Iterator[None]:
 def address_of(section: LaunchSection) -> str | None:
     """The cluster to join; null where a local Ray is started."""
     return section.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def side_by_side(wanted: int | None, cpus_each: int, address: str | None) -> int:
+    """Runs at one time: as wanted, or one for each real core of this machine or CPU of a cluster.
+
+    A local Ray is told of more CPUs than there are cores, so that reading never waits.
+    """
+    if wanted is not None:
+        return wanted
+    joined = address_of(LaunchSection(address=address)) is not None
+    cpus = ray.cluster_resources().get("CPU", 1.0) if joined else os.cpu_count() or 1
+    return max(1, int(cpus) // cpus_each)
 
 
 def require_cpus(section: LaunchSection) -> None:

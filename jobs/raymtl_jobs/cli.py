@@ -18,6 +18,7 @@ from raymtl_jobs.schema import schema
 from raymtl_jobs.study import study
 from raymtl_jobs.synth import synth
 from raymtl_jobs.train import train
+from raymtl_jobs.tune import tune
 
 app = typer.Typer(
     name="raymtl",
@@ -38,6 +39,7 @@ VERBS = (
     predict,
     compare,
     study,
+    tune,
     doctor,
 )
 for verb in VERBS:

@@ -18,6 +18,8 @@ from raymtl_tuning.search import COST, VALUE
 from raymtl_tuning.space import Point, Space, in_optuna, suggested
 
 STUDY = "tuning"
+ENQUEUED = "fixed_params"
+"""Where Optuna notes the point of a trial that was begun before."""
 
 
 def optuna_search(
@@ -50,6 +52,12 @@ def optuna_search(
         study_name=STUDY,
     )
     return searcher, study
+
+
+def noted(study: Study, number: int) -> dict[str, Any]:
+    """What the sampler noted about a trial (its generation, say), as JSON holds it."""
+    attrs = study.trials[number].system_attrs
+    return {key: value for key, value in attrs.items() if key != ENQUEUED}
 
 
 class Points:

@@ -31,6 +31,13 @@ def checked(config: TuneConfig) -> tuple[TuneConfig, list[Job]]:
     Raises:
         InputError: base, space or objective cannot be.
     """
+    if not (config.base.get("data") or {}).get("train"):
+        raise InputError(
+            "the tuning study does not say what to train on",
+            "no base.data.train",
+            "path or URL of a training log with a schema.yaml beside it",
+            "add it: raymtl tune CONFIG base.data.train=LOG base.data.valid=LOG2",
+        )
     plain = runs_at(config, 0, {}, config.seed)
     jobs = [check(run) for run in plain]
     if jobs[-1].valid is None:
@@ -59,24 +66,22 @@ def runs_at(
     Raises:
         InputError: a config is refused, naming the key.
     """
-    storage = f"{StudyFolder.of(config).url}/{RUNS}"
-    made: list[TrainConfig] = []
-    sections = [config.base] if config.pretrain is None else [config.pretrain, config.base]
-    for section in sections:
-        values = merged(config.base, {})
-        for key, value in point.items():
-            put(values, key, value)
-        if section is config.pretrain:
-            values = merged(values, config.pretrain)
-        elif made:
-            values["init_from"] = Run.of(made[0]).url
-        ending = "-pretrained" if section is config.pretrain else ""
-        values |= {"name": f"{number:04d}-{seed}{ending}", "storage": storage, "seed": seed}
-        values.setdefault("launch", {}).setdefault("num_workers", 1)
-        run = parse(TrainConfig, values, "base of the tuning study")
-        registry.parse(run.model)
-        made.append(located(run))
-    return made
+    values = merged(config.base, {})
+    for key, value in point.items():
+        put(values, key, value)
+    values |= {"storage": f"{StudyFolder.of(config).url}/{RUNS}", "seed": seed}
+    values.setdefault("launch", {}).setdefault("num_workers", 1)
+    name = f"{number:04d}-{seed}"
+    if config.pretrain is None:
+        return [_run(values | {"name": name})]
+    before = _run(merged(values, config.pretrain) | {"name": f"{name}-pretrained"})
+    return [before, _run(values | {"name": name, "init_from": Run.of(before).url})]
+
+
+def _run(values: dict[str, Any]) -> TrainConfig:
+    run = parse(TrainConfig, values, "base of the tuning study")
+    registry.parse(run.model)
+    return located(run)
 
 
 def _check_keys(space: Space) -> None:

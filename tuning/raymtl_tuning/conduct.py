@@ -1,6 +1,7 @@
 """Conducts a tuning study: checks, trials by Ray Tune, results. A killed one goes on."""
 
 import contextlib
+import logging
 import sys
 from typing import Any
 
@@ -105,8 +106,14 @@ def _fit(
             verbose=1,
         ),
     )
-    with environment(TUNE_ENVIRONMENT), contextlib.redirect_stdout(sys.stderr):
-        tuner.fit()
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # a failed trial's traceback; its record has the reason
+    try:
+        with environment(TUNE_ENVIRONMENT), contextlib.redirect_stdout(sys.stderr):
+            tuner.fit()
+    finally:
+        logger.setLevel(level)
     recorder.drop_losers()
 
 

@@ -58,8 +58,9 @@ class Distribution(Section):
 
 class SearchSection(Section):
     method: Literal["random", "grid", "tpe", "nsga2"] = "tpe"
-    """`random` and `grid` always give the same points; `tpe` (one or two objectives) and `nsga2`
-    (two), both of Optuna, learn from finished trials and repeat themselves at `parallel: 1`."""
+    """`random` and `grid` always give the same points. Optuna's `tpe` (one or two objectives) and
+    `nsga2` (two) learn from finished trials, and repeat themselves at `parallel: 1`; after a kill
+    `tpe` goes on as it would have, `nsga2` from the generations it had."""
     startup: PositiveInt = 10
     """Random points before `tpe` learns (Optuna's default), and the population of `nsga2`."""
 

@@ -58,7 +58,7 @@ def _grouped(
     pairs = [(r.point[key], r.value) for r in records if key in r.point and r.value is not None]
     different = {json.dumps(value) for value, _ in pairs}
     if distribution.kind == "choice" or len(different) <= MOST_GROUPS + 2:
-        order = values_of(distribution, [value for value, _ in pairs])
+        order = _order(distribution, [value for value, _ in pairs])
         found = [(text_of(v), [o for value, o in pairs if value == v]) for v in order]
         return [(label, values) for label, values in found if values]
     pairs.sort(key=lambda pair: pair[0])
@@ -70,7 +70,7 @@ def _grouped(
     ]
 
 
-def values_of(distribution: Distribution, seen: Sequence[Any]) -> list[Any]:
+def _order(distribution: Distribution, seen: Sequence[Any]) -> list[Any]:
     """A choice's values in the order of the config; others seen, sorted."""
     if distribution.kind == "choice":
         return list(distribution.arguments[0])
@@ -97,7 +97,7 @@ def importance(config: TuneConfig, records: Sequence[Record]) -> dict[str, float
     x = np.array([[_number(key, d, r) for key, d in config.space.items()] for r in records])
     forest = RandomForestRegressor(200, min_samples_leaf=2, random_state=config.seed, n_jobs=1)
     forest.fit(x, values)
-    lost = permutation_importance(
+    lost: Any = permutation_importance(
         forest, x, values, n_repeats=REPEATS, random_state=config.seed, n_jobs=1
     )
     shares = np.clip(lost["importances_mean"], 0, None)

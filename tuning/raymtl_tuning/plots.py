@@ -1,20 +1,33 @@
 """The pictures of a study's report: each function draws one panel and returns it as inline SVG."""
 
+import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from raymtl.analysis.svg import FAINT, INK, inline, model_color, panel, source_color
 from raymtl_tuning.config import Distribution
-from raymtl_tuning.effects import Group, text_of, values_of
+from raymtl_tuning.effects import Group, text_of
 from raymtl_tuning.records import Record
 
 STOPPED, FINISHED, BEST = model_color(0), model_color(1), model_color(2)
-MOST_TICKS = 8
+MOST_TICKS = 6
 SIGNS = {("finished",): (FINISHED, "o"), ("stopped", "cut"): (STOPPED, "x")}
 HEAT = 0.6
 """Opacity of the best cell of a heat map: text on it stays readable, by day and by night."""
+
+
+def values_of(records: Sequence[Record]) -> list[float]:
+    """The objectives there are."""
+    return [record.value for record in records if record.value is not None]
+
+
+def costs_of(records: Sequence[Record]) -> list[float]:
+    """The costs there are."""
+    return [record.cost for record in records if record.cost is not None]
 
 
 def history(records: Sequence[Record], axis: str, maximised: bool) -> str:
@@ -22,10 +35,9 @@ def history(records: Sequence[Record], axis: str, maximised: bool) -> str:
     with panel() as (figure, axes):
         for statuses, (color, sign) in SIGNS.items():
             some = [r for r in records if r.status in statuses and r.value is not None]
-            axes.plot([r.number for r in some], [r.value for r in some], sign, color=color)
+            axes.plot([r.number for r in some], values_of(some), sign, color=color)
         known = [r for r in records if r.value is not None]
-        so_far = np.array([r.value for r in known], float)
-        best = (np.maximum if maximised else np.minimum).accumulate(so_far)
+        best = (np.maximum if maximised else np.minimum).accumulate(values_of(known))
         axes.step([r.number for r in known], best, where="post", color=BEST)
         failed = [r.number for r in records if r.status == "failed"]
         foot = np.full(len(failed), axes.get_ylim()[0])
@@ -60,30 +72,38 @@ def effect(key: str, distribution: Distribution, records: Sequence[Record], axis
     known = [r for r in records if key in r.point and r.value is not None]
     with panel(2.3) as (figure, axes):
         if distribution.kind == "choice":
-            order = values_of(distribution, [])
-            place = [order.index(r.point[key]) for r in known]
-            counts = [place.count(i) for i in range(len(order))]
-            means = [
-                np.mean([r.value for r, p in zip(known, place, strict=True) if p == i])
-                if counts[i]
-                else np.nan
-                for i in range(len(order))
-            ]
-            axes.hlines(means, np.arange(len(order)) - 0.3, np.arange(len(order)) + 0.3, color=BEST)
-            labels = [f"{text_of(v)}\n{n}" for v, n in zip(order, counts, strict=True)]
-            axes.set_xticks(range(len(order)), labels)
-            axes.set_xlim(-0.6, len(order) - 0.4)
+            place = _choices(axes, key, distribution.arguments[0], known)
         else:
             place = [r.point[key] for r in known]
             if "log" in distribution.kind:
                 axes.set_xscale("log")
+                axes.xaxis.set_minor_formatter(NullFormatter())
+            elif "int" in distribution.kind:
+                axes.xaxis.set_major_locator(MaxNLocator(MOST_TICKS, integer=True))
         for statuses, (color, sign) in SIGNS.items():
-            some = [(p, r.value) for p, r in zip(place, known, strict=True) if r.status in statuses]
-            axes.plot([p for p, _ in some], [v for _, v in some], sign, color=color, alpha=0.8)
+            some = [(p, r) for p, r in zip(place, known, strict=True) if r.status in statuses]
+            values = values_of([r for _, r in some])
+            axes.plot([p for p, _ in some], values, sign, color=color, alpha=0.8)
         axes.set_xlabel(key)
         axes.set_ylabel(axis)
         name = "effect-" + key.replace(".", "-").replace("_", "-")
         return inline(figure, name, f"{axis} by {key}")
+
+
+def _choices(
+    axes: Axes, key: str, choices: Sequence[Any], records: Sequence[Record]
+) -> list[float]:
+    """Marks the choices with their counts and means; returns where each record stands."""
+    place = [choices.index(r.point[key]) for r in records]
+    labels = []
+    for number, choice in enumerate(choices):
+        mine = values_of([r for r, p in zip(records, place, strict=True) if p == number])
+        labels.append(f"{text_of(choice)}\n{len(mine)}")
+        if mine:
+            axes.hlines(statistics.fmean(mine), number - 0.3, number + 0.3, color=BEST)
+    axes.set_xticks(range(len(choices)), labels)
+    axes.set_xlim(-0.6, len(choices) - 0.4)
+    return [float(p) for p in place]
 
 
 def importances(shares: dict[str, float]) -> str:
@@ -101,9 +121,9 @@ def pareto(records: Sequence[Record], kept: Sequence[Record], axis: str, cost: s
     """Cost and objective of every trial, those on the front joined."""
     known = [r for r in records if r.value is not None and r.cost is not None]
     with panel() as (figure, axes):
-        axes.plot([r.cost for r in known], [r.value for r in known], "o", color=STOPPED)
+        axes.plot(costs_of(known), values_of(known), "o", color=STOPPED)
         line = sorted(kept, key=lambda r: r.cost or 0.0)
-        axes.plot([r.cost for r in line], [r.value for r in line], "o-", color=BEST)
+        axes.plot(costs_of(line), values_of(line), "o-", color=BEST)
         for record in line:
             assert record.cost is not None and record.value is not None
             axes.annotate(f" {record.number}", (record.cost, record.value), color=INK)

@@ -19,7 +19,8 @@ from raymtl.storage import Folder, absolute
 from raymtl_tuning.config import ObjectiveSection, TuneConfig
 from raymtl_tuning.space import Point
 
-CONFIG, POINTS, TRIALS, RUNS, RAY = "tune.yaml", "points", "trials", "runs", "ray"
+CONFIG, POINTS, FAILURES, TRIALS = "tune.yaml", "points", "failures", "trials"
+RUNS, RAY = "runs", "ray"
 RESUME_MAY_CHANGE = ("trials", "budget", "parallel", "cpus_per_trial", "memory_per_trial_bytes")
 RESUME_MAY_CHANGE += ("share_log", "keep_checkpoints")
 """Keys whose change leaves every point and every number of a trial as it was."""
@@ -44,7 +45,7 @@ class Record:
     """The second objective."""
     values: list[float] = field(default_factory=list)
     """The objective by seed."""
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float | int | None] = field(default_factory=dict)
     """Of the best validation, mean over seeds."""
     step: int = 0
     rows: int = 0
@@ -119,6 +120,20 @@ class StudyFolder:
         """Notes a trial's point before it trains."""
         values = {"number": number, "point": point}
         self.folder.write(f"{POINTS}/{number:04d}.json", json.dumps(values).encode())
+
+    def note_failure(self, number: int, reason: str | None) -> None:
+        """Notes why a trial fails, from its own process; null takes back an earlier note."""
+        name = f"{FAILURES}/{number:04d}.txt"
+        if reason is not None:
+            self.folder.write(name, reason.encode())
+        else:
+            self.folder.delete(name)
+
+    def failure(self, number: int) -> str | None:
+        """What `note_failure` noted."""
+        name = f"{FAILURES}/{number:04d}.txt"
+        there = self.folder.size(name) is not None
+        return self.folder.read(name).decode() if there else None
 
     def end_trial(self, record: Record) -> None:
         """Writes a trial's record: from here on it is never trained again."""

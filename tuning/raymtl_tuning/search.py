@@ -15,7 +15,7 @@ from raymtl_tuning.space import Point, first, grid_points, random_points
 
 VALUE, COST, STEP, ROWS = "value", "cost", "step", "rows"
 """Keys of what a trial reports."""
-NO_LIMIT = 15
+NO_LIMIT = 8
 """Rungs of ASHA beyond what any trial reaches: grace times reduction to this power."""
 
 
@@ -56,7 +56,7 @@ def search(config: TuneConfig, records: Sequence[Record], begun: Mapping[int, Po
 
 def _adaptive(config: TuneConfig, records: Sequence[Record], begun: Mapping[int, Point]) -> Search:
     try:
-        from raymtl_tuning.adaptive import optuna_search
+        from raymtl_tuning.adaptive import noted, optuna_search
     except ImportError as error:
         raise InputError(
             f"search.method {config.search.method} needs Optuna",
@@ -66,7 +66,7 @@ def _adaptive(config: TuneConfig, records: Sequence[Record], begun: Mapping[int,
         ) from None
     searcher, study = optuna_search(config, records, begun)
     count = max(0, config.trials - len(records))
-    return Search(count, config.trials, {}, searcher, lambda n: study.trials[n].system_attrs)
+    return Search(count, config.trials, {}, searcher, lambda n: noted(study, n))
 
 
 def scheduler(section: SchedulerSection, mode: str) -> TrialScheduler:

@@ -2,7 +2,8 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,20 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from raymtl import alone
 from raymtl.analysis.runs import Training, read_training
 from raymtl.config import TrainConfig, parse
-from raymtl.errors import NonFinite
+from raymtl.errors import InputError, NonFinite, one_line
 from raymtl.run import Run
 from raymtl.source import Read
 from raymtl.study.cell import Models, begin, finished
 from raymtl_tuning import objective
 from raymtl_tuning.checks import runs_at
 from raymtl_tuning.config import TuneConfig
+from raymtl_tuning.records import StudyFolder
 from raymtl_tuning.search import COST, ROWS, STEP, VALUE
 from raymtl_tuning.shared import SharedLog, reader
 
-Report = Callable[[dict[str, Any]], None]
 VALID = "valid/"
-
-
-class OutOfMemory(MemoryError):
-    """A trial took more memory than it may; named so, since libraries say it in many ways."""
+NO_MEMORY = "can't allocate memory"
+"""How torch says it, by a RuntimeError."""
 
 
 @dataclass(frozen=True)
@@ -49,25 +48,31 @@ def train_trial(config: dict[str, Any], task: Task) -> None:
         config: `number` and `point`, or both under `trial`.
 
     Raises:
-        NonFinite: a loss, or the objective at a validation, is no finite number.
-        OutOfMemory: it took more than its share.
-        InputError: the training refuses the point.
+        Exception: as the training raised it, after its kind and text were noted in the folder.
     """
     given = config.get("trial", config)
     study = parse(TuneConfig, task.config, "the tuning study")
+    folder, number = StudyFolder.of(study), given["number"]
     begin(study.cpus_per_trial, task.models)
-    limit = study.memory_per_trial_bytes
-    if limit is not None:
-        limit_memory(limit)
+    folder.note_failure(number, None)
     try:
-        tune.report(_trained(study, given["number"], given["point"], reader(task.logs)))
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            raise OutOfMemory(" ".join(str(error).split())[:300]) from None
+        with limited_memory(study.memory_per_trial_bytes):
+            tune.report(_trained(study, number, given["point"], reader(task.logs)))
+    except Exception as error:
+        folder.note_failure(number, reason_of(error))
         raise
-    finally:
-        if limit is not None:
-            limit_memory(None)
+
+
+def reason_of(error: Exception) -> str:
+    """The kind of a failure (refused, not finite, out of memory, raised), and its message."""
+    text = str(error)
+    if isinstance(error, InputError):
+        return f"refused: {text}"
+    if isinstance(error, NonFinite):
+        return f"not finite: {text}"
+    if isinstance(error, MemoryError) or NO_MEMORY in text:
+        return f"out of memory: {one_line(error)}"
+    return f"raised: {type(error).__name__}: {one_line(error)}"
 
 
 def _trained(study: TuneConfig, number: int, point: dict[str, Any], read: Read) -> dict[str, Any]:
@@ -187,23 +192,33 @@ def _cost(study: TuneConfig, trainings: list[Training]) -> float | None:
     return None
 
 
-def _mean(metrics: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean over seeds of the metrics that all of them have."""
+def _mean(metrics: list[dict[str, Any]]) -> dict[str, float | int | None]:
+    """Mean over seeds of the metrics that all of them have; of one seed they are as they are."""
     known = {k for k, v in metrics[0].items() if all(m.get(k) is not None for m in metrics)}
+    if len(metrics) == 1:
+        return {key: metrics[0][key] for key in sorted(known)}
     return {key: statistics.fmean(m[key] for m in metrics) for key in sorted(known)}
 
 
-def limit_memory(size_bytes: int | None) -> None:
-    """Lets this process take so much memory beyond what it has; null lifts the limit.
+@contextmanager
+def limited_memory(size_bytes: int | None) -> Iterator[None]:
+    """Lets this process take so much memory beyond what it has, until the block ends.
 
-    Linux's RLIMIT_DATA, of private writable memory; the object store's pages are not among it.
+    By Linux's RLIMIT_DATA, of private writable memory; the object store's pages are not among it.
+
+    Args:
+        size_bytes: null sets no limit.
     """
+    if size_bytes is None:
+        yield
+        return
     import resource
 
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if size_bytes is None:
-        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
-        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     has_bytes = int(status["VmData"].split()[0]) * 1024
-    resource.setrlimit(resource.RLIMIT_DATA, (has_bytes + size_bytes, hard))
+    resource.setrlimit(resource.RLIMIT_DATA, (has_bytes + size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)

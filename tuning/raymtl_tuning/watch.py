@@ -2,21 +2,21 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
 
-from raymtl.errors import InputError, NonFinite
 from raymtl.progress import Show
 from raymtl_tuning.config import BudgetSection, TuneConfig
 from raymtl_tuning.records import Record, Status, StudyFolder, front
 from raymtl_tuning.search import COST, ROWS, STEP, VALUE, Search
-from raymtl_tuning.trial import OutOfMemory
 
 MOST_TEXT = 600
-"""Characters kept of a failure's message."""
+"""Characters kept of what Ray says of a death."""
+KILLED_FOR_MEMORY = "Worker exit type: NODE_OUT_OF_MEMORY"
+"""How Ray says that its memory monitor killed a process."""
 
 
 class Budget(Stopper):
@@ -83,7 +83,8 @@ class Recorder(Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Records a failure with its reason."""
-        self._end(trial, "failed", reason_of(trial))
+        number, _ = _given(trial)
+        self._end(trial, "failed", self._folder.failure(number) or death_of(trial))
 
     def _end(self, trial: Trial, status: Status, reason: str | None = None) -> None:
         number, point = _given(trial)
@@ -136,20 +137,10 @@ def _given(trial: Trial) -> tuple[int, dict[str, Any]]:
     return given["number"], given["point"]
 
 
-def reason_of(trial: Trial) -> str:
-    """Why a trial failed: refused, not finite, out of memory, died or raised; and the message."""
-    error = trial.get_pickled_error()
-    cause = getattr(error, "cause", None) or error
-    text = str(cause) if cause is not None else str(trial.get_error())
-    kinds: list[tuple[str, tuple[type[BaseException], ...]]] = [
-        ("refused", (InputError,)),
-        ("not finite", (NonFinite,)),
-        ("out of memory", (OutOfMemory, OutOfMemoryError)),
-        ("died", (RayActorError,)),
-    ]
-    kind = next((name for name, types in kinds if isinstance(cause, types)), "raised")
-    if kind == "died" and "memory" in text.lower() and "OOM" in text:
-        kind = "out of memory"
-    if kind == "raised":
-        text = f"{type(cause).__name__}: {text}"
-    return f"{kind}: {text[:MOST_TEXT]}"
+def death_of(trial: Trial) -> str:
+    """Why a trial failed whose process left no word: what Ray says of its death."""
+    place = trial.error_file
+    text = Path(place).read_text(errors="replace") if place and Path(place).exists() else ""
+    text = " ".join(text.split())
+    kind = "out of memory" if KILLED_FOR_MEMORY in text else "died"
+    return f"{kind}: {text[:MOST_TEXT] or 'its process ended without a word'}"

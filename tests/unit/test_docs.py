@@ -22,6 +22,7 @@ from raymtl.study.plan import searched
 from raymtl_jobs import names
 from raymtl_jobs.cli import app
 from raymtl_jobs.train import of_config
+from raymtl_tuning.config import TuneConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,6 +38,7 @@ CLASSES = {
     "sources": PrepareConfig,
     "rows": SynthConfig,
     "data": TrainConfig,
+    "space": TuneConfig,
     "base": StudyConfig,
 }
 """What a YAML block is, by a key of its top level."""

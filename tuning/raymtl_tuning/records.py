@@ -2,6 +2,7 @@
 
 tune.yaml           the config, every default written out
 points/0003.json    the point of a trial that was begun
+failures/0003.txt   why it failed, where its own process could say so
 trials/0003.json    its record, once it has ended
 runs/0003-2023/     its training's run folder, by seed
 ray/                what Ray Tune keeps for itself; never read back

@@ -1,6 +1,7 @@
 """One trial: a point trained with each seed, its validations reported to Ray Tune."""
 
 import math
+import os
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from raymtl_tuning.search import COST, ROWS, STEP, VALUE
 from raymtl_tuning.shared import SharedLog, reader
 
 VALID = "valid/"
+STOP_TIMEOUT = ("TUNE_FUNCTION_THREAD_TIMEOUT_S", "30")
+"""Seconds that a stopped trial has to leave its process to the next one; else that is replaced."""
 NO_MEMORY = "can't allocate memory"
 """How torch says it, by a RuntimeError."""
 
@@ -54,6 +57,7 @@ def train_trial(config: dict[str, Any], task: Task) -> None:
     study = parse(TuneConfig, task.config, "the tuning study")
     folder, number = StudyFolder.of(study), given["number"]
     begin(study.cpus_per_trial, task.models)
+    os.environ.setdefault(*STOP_TIMEOUT)
     folder.note_failure(number, None)
     try:
         with limited_memory(study.memory_per_trial_bytes):

@@ -60,7 +60,7 @@ def train() -> None:
     done = {(name_of(p), seed) for p, seed, _ in read()}
     with tempfile.TemporaryDirectory() as folder:
         tasks = [SynthTask(name=n, positive_rate=0.3) for n in ("click", "like", "share")]
-        write_log(SynthConfig(**LOG, tasks=tasks), folder)
+        write_log(SynthConfig.model_validate({**LOG, "tasks": tasks}), folder)
         held: dict[str, DecodedLog] = {}
         for number, point in enumerate(grid_points(study(0).space)):
             for seed in SEEDS:

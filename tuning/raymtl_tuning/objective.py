@@ -51,11 +51,6 @@ def _of(objective: ObjectiveSection, by_task: dict[str, float]) -> float:
             return statistics.fmean(gains) * (1 if higher else -1)
 
 
-def better(objective: ObjectiveSection, a: float, b: float) -> bool:
-    """Whether objective a is better than b."""
-    return a > b if objective.maximised else a < b
-
-
 def resolved(objective: ObjectiveSection, schema: LogSchema) -> ObjectiveSection:
     """The objective with `against` as values per task, its tasks and metric checked.
 

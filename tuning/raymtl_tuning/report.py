@@ -9,7 +9,6 @@ from typing import Any
 from raymtl.analysis import page as html
 from raymtl.analysis.page import count, fixed, short
 from raymtl.analysis.runs import read_training
-from raymtl.config import ValidationSection
 from raymtl_tuning import objective, plots
 from raymtl_tuning.config import Distribution
 from raymtl_tuning.effects import Group, text_of
@@ -239,9 +238,9 @@ def _failures(found: Found) -> list[str]:
 
 
 def _method(found: Found) -> list[str]:
-    better = ValidationSection(metric=found.config.base.get("validation", {}).get("metric", "auc"))
+    metric = found.config.base.get("validation", {}).get("metric", "auc")
     lines = [
-        f"The objective of a training is that of its best validation by {better.metric}, whose "
+        f"The objective of a training is that of its best validation by {metric}, whose "
         "checkpoint it keeps; a trial's is the mean over its seeds. No test log was read.",
         f"Study seed {found.config.seed}; trainings' seeds "
         f"{', '.join(map(str, found.config.seeds))}. Space: "

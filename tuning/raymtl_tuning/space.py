@@ -222,12 +222,6 @@ def name_of(point: Mapping[str, Any]) -> str:
     return json.dumps(point, sort_keys=True)
 
 
-def size(space: Space) -> int | None:
-    """Points of a space that has an end of them; null where it has none."""
-    kinds = {distribution.kind for distribution in space.values()}
-    return len(grid_points(space)) if kinds <= {"choice", "randint", "qrandint"} else None
-
-
 def first(points: Iterator[Point], count: int) -> list[Point]:
     """The first points, or all where there are fewer."""
     return list(itertools.islice(points, count))

@@ -18,7 +18,7 @@ from raymtl.config import TrainConfig, parse
 from raymtl.errors import InputError, NonFinite, one_line
 from raymtl.run import Run
 from raymtl.source import Read
-from raymtl.study.cell import Models, begin, finished
+from raymtl.study.cell import Models, as_begun, begin, finished
 from raymtl_tuning import objective
 from raymtl_tuning.checks import runs_at
 from raymtl_tuning.config import TuneConfig
@@ -111,6 +111,7 @@ def _train(run: TrainConfig, read: Read, watch: "Watch | None") -> dict[str, Any
     there = Run.of(run).exists()
     if there and (result := finished(run)) is not None:
         return result
+    run = as_begun(run)
     if watch is not None and there:
         for line in read_training(Run.of(run).url).lines:
             watch.line(line, tell=False)

@@ -60,6 +60,7 @@ def decode_part(index: LogIndex, schema: LogSchema, part: Part) -> Arrays:
     Raises:
         InputError: a row group cannot be read, or a value is not what its column must hold.
     """
+    schema = index.as_of(schema)
     layout, columns = Layout.of(schema), schema.columns()
     decoded, row = [], part.first_row
     for group in part.row_groups:

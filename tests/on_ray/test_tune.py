@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -29,10 +28,13 @@ from raymtl.models import registry
 from raymtl_jobs.train import of_config
 from raymtl_tuning.conduct import conduct
 from raymtl_tuning.records import StudyFolder
+from raymtl_tuning.space import first, random_points
 
 ROOT = Path(__file__).parents[2]
 PATHS = os.pathsep.join(str(ROOT / home) for home in ("distributed", "jobs", "tuning", "tests"))
 CPUS = 4
+DRIVER_S = 400
+"""Until a driver of its own has made two trials: 30 s, and many times that on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +161,7 @@ def test_two_objectives_and_seeds_give_a_front(folder: str) -> None:
     assert "Pareto front" in Path(found.folder.url, "report.html").read_text()
 
 
+@pytest.mark.timeout(900)
 def test_a_study_whose_driver_is_killed_goes_on_and_repeats_nothing(folder: str) -> None:
     study = small_tuning(
         folder, name="killed", trials=6, parallel=2, base={"train": {"num_epochs": 4}}
@@ -168,16 +171,17 @@ def test_a_study_whose_driver_is_killed_goes_on_and_repeats_nothing(folder: str)
     home = StudyFolder.of(study)
     address = ray.get_runtime_context().gcs_address
     command = [sys.executable, "-m", "raymtl_jobs.cli", "tune", str(path), "--address", address]
-    driver = subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": PATHS}, stderr=subprocess.DEVNULL
-    )
-    ends = time.monotonic() + 150
+    said_by_driver = Path(folder, "driver.txt")
+    with open(said_by_driver, "w") as stream:
+        environ = {**os.environ, "PYTHONPATH": PATHS}
+        driver = subprocess.Popen(command, env=environ, stderr=stream)
+    ends = time.monotonic() + DRIVER_S
     while len(home.records()) < 2 and driver.poll() is None and time.monotonic() < ends:
         time.sleep(0.05)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     before = {record.number: record for record in home.records()}
-    assert 2 <= len(before) < 6
+    assert 2 <= len(before) < 6, said_by_driver.read_text()
     assert all_free(), "trials of the killed driver are still there"
     with pytest.raises(InputError, match="of this name is there already"):
         conduct(study, show=quietly)
@@ -189,10 +193,4 @@ def test_a_study_whose_driver_is_killed_goes_on_and_repeats_nothing(folder: str)
     again: list[str] = []
     same = conduct(study, resume=True, show=again.append)
     assert same.records == found.records and again == []
-    whole: Any = small_tuning(
-        folder, name="whole", trials=6, parallel=2, base={"train": {"num_epochs": 4}}
-    )
-    undisturbed = conduct(whole, show=quietly)
-    assert [(r.point, r.value) for r in undisturbed.records] == [
-        (r.point, r.value) for r in found.records
-    ]
+    assert [r.point for r in found.records] == first(random_points(study.space, study.seed), 6)

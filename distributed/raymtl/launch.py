@@ -1,14 +1,14 @@
 """TrainConfig -> Ray Train: workers, restarts, progress and the run's result."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import ray
 import ray.train
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -39,13 +39,19 @@ POLL_INTERVAL_S = 0.5
 """How often Ray Train looks after its workers: how late a death or the end is noticed."""
 
 
-def train(config: TrainConfig, resume: bool = False, show: Show = print) -> dict[str, Any]:
+def train(
+    config: TrainConfig,
+    resume: bool = False,
+    show: Show = print,
+    callbacks: Sequence[UserCallback] = (),
+) -> dict[str, Any]:
     """Trains a run to its end on Ray, restarting workers that fail.
 
     Args:
         config: the run; with `resume`, the stored config with the changes resuming allows.
         resume: go on with the run that is there, instead of refusing it.
         show: takes lines for a person.
+        callbacks: Ray Train's, told of each checkpoint's step and validation metrics.
 
     Returns:
         What result.json holds.
@@ -72,10 +78,10 @@ def train(config: TrainConfig, resume: bool = False, show: Show = print) -> dict
             "train": job.train,
             "valid": job.valid,
         }
-        result = run_workers(train_rank, payload, job.config, run.url, show)
+        result = run_workers(train_rank, payload, job.config, run.url, show, callbacks)
         while result.pop("leaving"):
             show("a node is about to go: all is saved, training starts anew without it")
-            result = run_workers(train_rank, payload, job.config, run.url, show)
+            result = run_workers(train_rank, payload, job.config, run.url, show, callbacks)
     result |= {"run": run.url}
     run.write_result(result)
     return result
@@ -87,6 +93,7 @@ def run_workers(
     config: TrainConfig,
     storage_url: str,
     show: Show,
+    callbacks: Sequence[UserCallback] = (),
 ) -> dict[str, Any]:
     """Runs a function on every rank of a Ray Train worker group and returns rank 0's result.
 
@@ -120,6 +127,7 @@ def run_workers(
             name="ray",
             storage_path=absolute(storage_url),
             failure_config=FailureConfig(max_failures=failure.max_failures),
+            callbacks=list(callbacks),
         ),
     )
     # The health check gives up on a worker at the same time as the process group does.

@@ -21,6 +21,7 @@ from raymtl_jobs.study import study
 from raymtl_jobs.submit import CONTEXT, submit
 from raymtl_jobs.synth import synth
 from raymtl_jobs.train import train
+from raymtl_jobs.tune import tune
 
 app = typer.Typer(
     name="raymtl",
@@ -42,6 +43,7 @@ VERBS = (
     export,
     compare,
     study,
+    tune,
     submit,
     doctor,
 )

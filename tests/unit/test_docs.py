@@ -24,6 +24,9 @@ from raymtl.study.plan import searched
 from raymtl_jobs import names
 from raymtl_jobs.cli import app
 from raymtl_jobs.train import of_config
+from raymtl_tuning.checks import runs_at
+from raymtl_tuning.config import TuneConfig
+from raymtl_tuning.space import drawn
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,6 +42,7 @@ CLASSES = {
     "sources": PrepareConfig,
     "rows": SynthConfig,
     "data": TrainConfig,
+    "space": TuneConfig,
     "base": StudyConfig,
 }
 """What a YAML block is, by a key of its top level."""
@@ -150,6 +154,9 @@ def test_every_yaml_block_is_a_valid_config(page: Path) -> None:
             made.require_ready()
         if isinstance(made, StudyConfig):
             searched(made)
+        if isinstance(made, TuneConfig):
+            for number in range(20):
+                runs_at(made, 0, drawn(made.space, 1, number), 1)
 
 
 @each_page

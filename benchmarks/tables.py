@@ -12,7 +12,6 @@ dependency; install it by hand in an environment of its own (docs/log.md has the
 
 import argparse
 import importlib.util
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from interleaved import with_malloc_settings
+from interleaved import with_malloc_settings, written
 from ranks import on_ranks
 from rich.console import Console
 from rich.table import Table
@@ -60,10 +59,7 @@ def main() -> None:
         )
         found[world_size] = {name: max(r[name] for r in per_rank) for name in per_rank[0]}
     Console().print(_table(found))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    written = arguments.out / "tables.json"
-    written.write_text(json.dumps({"rows": arguments.rows, "seconds": found}, indent=1) + "\n")
-    print(f"written to {written}")
+    written(arguments.out, "tables", {"rows": arguments.rows, "seconds": found})
 
 
 def measured(rows: int, rounds: int, repeats: int) -> dict[str, float]:

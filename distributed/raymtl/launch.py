@@ -15,7 +15,7 @@ from ray.util.metrics import Gauge
 
 from raymtl import collectives, footprint, status
 from raymtl.batch import Batch
-from raymtl.cluster import DATA_CPUS_PER_WORKER, environment, session
+from raymtl.cluster import DATA_CPUS_PER_WORKER, environment, session, worker_environment
 from raymtl.config import TrainConfig, parse
 from raymtl.data import ingest
 from raymtl.data.stream import Stream
@@ -121,6 +121,7 @@ def run_workers(
             name="ray",
             storage_path=absolute(storage_url),
             failure_config=FailureConfig(max_failures=failure.max_failures),
+            worker_runtime_env={"env_vars": worker_environment()},
         ),
     )
     # The health check gives up on a worker at the same time as the process group does.

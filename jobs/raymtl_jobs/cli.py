@@ -13,6 +13,7 @@ from raymtl_jobs.doctor import doctor
 from raymtl_jobs.evaluate import evaluate
 from raymtl_jobs.init import init
 from raymtl_jobs.output import reporting
+from raymtl_jobs.plan import plan
 from raymtl_jobs.predict import predict
 from raymtl_jobs.prepare import prepare
 from raymtl_jobs.schema import schema
@@ -34,6 +35,7 @@ VERBS = (
     schema,
     convert,
     prepare,
+    plan,
     train,
     evaluate,
     calibrate,

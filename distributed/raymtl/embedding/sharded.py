@@ -128,6 +128,13 @@ class ShardedTables:
             ]
         return parts
 
+    def distinct(self, rows: Rows) -> list[tuple[int, int, int]]:
+        """Of each width of rows: floats of a row, this batch's split and its replicated rows."""
+        return [
+            (store.values.shape[1], sum(group.route.owned), group.num_rows - sum(group.route.owned))
+            for store, group in zip(self.stores, rows.groups, strict=True)
+        ]
+
     def state(self) -> dict[str, Tensor]:
         """This rank's rows, `<table>/values` and `<table>/<state>`, in (bucket, k) order.
 

@@ -9,7 +9,6 @@ waited for data, and writes results/ingest.json. Issue: 90 % of the bare loop, w
 """
 
 import argparse
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -46,8 +45,7 @@ def main() -> None:
     found: dict[str, list[float]] = {"bare": [], "train": [], "waiting": [], "reading": []}
     with tempfile.TemporaryDirectory() as folder:
         synth(Path(folder), arguments.rows)
-        os.chdir(folder)
-        values = stem(arguments.width, 1, threads_per_worker=1)
+        values = stem(Path(folder), arguments.width, 1, threads_per_worker=1)
         job = check(parse(TrainConfig, values, "the benchmark"))
         for _ in range(arguments.rounds):
             found["bare"].append(_bare(job))
@@ -55,7 +53,6 @@ def main() -> None:
             found["train"].append(run["rows_per_s"])
             found["waiting"].append(run["waiting"])
             found["reading"].append(_reading(job))
-        os.chdir("/")
     middle = {name: median(values) for name, values in found.items()}
     table = Table("what", "rows/s", "of the bare loop", "waiting for data")
     table.add_row("bare step loop", f"{middle['bare']:,.0f}", "1.00", "")

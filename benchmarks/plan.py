@@ -32,7 +32,7 @@ def main() -> None:
         synth(Path(folder), arguments.rows)
         for width in (64, 256):
             for num_workers in (1, 2):
-                config = stem(width, num_workers)
+                config = stem(Path(folder), width, num_workers)
                 predicted = _predicted(Path(folder), config, num_workers)
                 measured = trained(Path(folder), config)
                 found.append(

@@ -38,10 +38,10 @@ def trained(folder: Path, config: dict[str, Any], *overrides: str) -> dict[str, 
     }
 
 
-def stem(width: int, num_workers: int, **launch: Any) -> dict[str, Any]:
+def stem(folder: Path, width: int, num_workers: int, **launch: Any) -> dict[str, Any]:
     """STEM-Net with experts of some width on folder/log, several passes, a line every 10 steps."""
     return {
-        "data": {"train": "log/train"},
+        "data": {"train": str(folder / "log" / "train")},
         "model": {
             "name": "stem",
             "num_shared_experts": 2,

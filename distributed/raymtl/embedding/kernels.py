@@ -9,6 +9,7 @@ beside this file, or in the user's cache folder where that cannot be written.
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -241,7 +242,7 @@ def _in_parts(num_rows: int, call: Callable[[int, int], None]) -> None:
     """Calls with contiguous parts of the rows, one for each of torch's threads."""
     threads = min(torch.get_num_threads(), max(1, num_rows // _LEAST_ROWS))
     cuts = [num_rows * i // threads for i in range(threads + 1)]
-    others = [_pool().submit(call, a, b) for a, b in zip(cuts[1:], cuts[2:], strict=False)]
+    others = [_pool().submit(call, a, b) for a, b in pairwise(cuts[1:])]
     call(0, cuts[1])
     for other in others:
         other.result()

@@ -3,7 +3,8 @@
     python benchmarks/models.py [--rows 1000000] [--threads 2] [--rounds 5] [--models stem mmoe]
 
 The batches and tables of step.py; models that need what these have
-not (a chain of tasks, sequences) are named and left out. Contenders take turns. Prints a table and writes results/models.json.
+not (a chain of tasks, sequences) are named and left out. Contenders take turns. Prints a table and
+writes results/models.json.
 """
 
 import argparse

@@ -76,7 +76,7 @@ def _log(folder: str, rows: int) -> str:
 def _read(log: str, ranks: int) -> tuple[float, float]:
     """Seconds until every rank had its first batch, and its last."""
     schema = LogSchema.model_validate(SCHEMA)
-    order = Order(read_index(log, schema), 0, ranks, CHUNK_ROWS, BATCH_OF_RANK)
+    order = Order(read_index(log, schema), 0, ranks, CHUNK_ROWS, BATCH_OF_RANK, shuffled=True)
     start = time.perf_counter()
 
     def of_rank(rank: int) -> float:

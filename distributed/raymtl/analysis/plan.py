@@ -19,9 +19,9 @@ from raymtl.source import order_of
 STATES_OF_DENSE = {"adam": 2, "adamw": 2, "sgd": 0}
 """Copies of the dense parameters that their optimizer keeps."""
 RAY_WORKER_BYTES = 60e6
-"""What being a Ray worker adds to a process that has loaded raymtl: measured, docs/log.md."""
+"""What being a Ray worker adds to a process that has loaded raymtl: an estimate."""
 READ_FACTOR = 2.0
-"""Seconds of all processes to bring a row through Ray Data, per second to read and decode it."""
+"""Seconds of all processes to bring a row through Ray Data, per second to read and decode it: an estimate."""
 EXCHANGES_PER_GROUP, EXCHANGES_PER_STEP = 4, 2
 """Sizes, ids, rows and gradients of each width; the status word and the dense gradients."""
 MOST_LANES, USUAL_LANES = 1024, 32

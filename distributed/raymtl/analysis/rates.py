@@ -99,7 +99,8 @@ def _rates_of(values: dict[str, Any]) -> Rates:
     steps = tuple(
         StepPoint(**s | {"distinct": tuple(map(tuple, s["distinct"]))}) for s in values["steps"]
     )
-    return Rates(**values | {"steps": steps})
+    rest: dict[str, Any] = {key: value for key, value in values.items() if key != "steps"}
+    return Rates(steps=steps, **rest)
 
 
 def _cache_path(job: Job, points: Sequence[tuple[int, int]]) -> Path:

@@ -32,8 +32,7 @@ _DIGIT_BITS = 11
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
-@intrinsic
-def _prefetch(typing: Any, address: Any) -> Any:
+def _generate_prefetch(typing: Any, address: Any) -> Any:
     """Asks for the cache line at an address; harmless for any address."""
     del typing
 
@@ -49,6 +48,9 @@ def _prefetch(typing: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.uintp), generate
+
+
+_prefetch: Any = intrinsic(_generate_prefetch)
 
 
 @_compiled
@@ -234,8 +236,13 @@ def adagrad(
     """
     arrays = tuple(t.numpy() for t in rows)
     bases = tuple(t.data_ptr() for t in rows)
-    rest = tuple(t.numpy() for t in (index_n, grads, squares_nV, rates_n))
-    _in_parts(len(index_n), lambda a, b: _adagrad(arrays, bases, *rest, (*numbers, a, b)))
+    index, grad_rows = index_n.numpy(), grads.numpy()
+    scales = (squares_nV.numpy(), rates_n.numpy())
+
+    def update(first: int, last: int) -> None:
+        _adagrad(arrays, bases, index, grad_rows, *scales, (*numbers, first, last))
+
+    _in_parts(len(index), update)
 
 
 def _in_parts(num_rows: int, call: Callable[[int, int], None]) -> None:

@@ -21,7 +21,7 @@ STATES_OF_DENSE = {"adam": 2, "adamw": 2, "sgd": 0}
 RAY_WORKER_BYTES = 60e6
 """What being a Ray worker adds to a process that has loaded raymtl: an estimate."""
 READ_FACTOR = 2.0
-"""Seconds of all processes to bring a row through Ray Data, per second to read and decode it: an estimate."""
+"""Core seconds to bring a row through Ray Data for each to read and decode it: an estimate."""
 EXCHANGES_PER_GROUP, EXCHANGES_PER_STEP = 4, 2
 """Sizes, ids, rows and gradients of each width; the status word and the dense gradients."""
 MOST_LANES, USUAL_LANES = 1024, 32

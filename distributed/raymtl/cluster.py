@@ -29,6 +29,19 @@ LOCAL_ENVIRONMENT = {
     {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
 )
 """What a local Ray's processes inherit."""
+WORKER_ENVIRONMENT = (
+    {
+        # glibc keeps freed memory instead of giving it back and asking anew: fresh pages are dear.
+        "MALLOC_MMAP_THRESHOLD_": str(2**32),
+        "MALLOC_TRIM_THRESHOLD_": str(2**34),
+        "MALLOC_TOP_PAD_": str(2**26),
+        # torch asks for huge pages: rows at random places miss fewer addresses.
+        "THP_MEM_ALLOC_ENABLE": "1",
+    }
+    if sys.platform == "linux"
+    else {}
+)
+"""Of training workers, read at a process's start. What the user's environment sets stays."""
 
 
 def local_cpus(section: LaunchSection) -> int:
@@ -139,6 +152,11 @@ def require_cpus(section: LaunchSection) -> None:
             f"{wanted:g} or more: the workers' and at least one for reading",
             "set launch.num_workers or launch.cpus_per_worker lower, or add nodes",
         )
+
+
+def worker_environment() -> dict[str, str]:
+    """WORKER_ENVIRONMENT without what this process's environment has."""
+    return {key: value for key, value in WORKER_ENVIRONMENT.items() if key not in os.environ}
 
 
 @contextmanager

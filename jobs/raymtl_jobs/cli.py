@@ -14,6 +14,7 @@ from raymtl_jobs.evaluate import evaluate
 from raymtl_jobs.export import export
 from raymtl_jobs.init import init
 from raymtl_jobs.output import reporting
+from raymtl_jobs.plan import plan
 from raymtl_jobs.predict import predict
 from raymtl_jobs.prepare import prepare
 from raymtl_jobs.schema import schema
@@ -36,6 +37,7 @@ VERBS = (
     schema,
     convert,
     prepare,
+    plan,
     train,
     evaluate,
     calibrate,

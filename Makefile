@@ -38,7 +38,7 @@ format: $(TOOLS)  ## mend what ruff can mend
 types: $(TOOLS)  ## pyright
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-fuzz: $(TOOLS)  ## 10,000 hostile files for every loader; an hour or more
+fuzz: $(TOOLS)  ## 10,000 bad files and requests for every loader; an hour or more
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 --timeout 0 tests/fuzz
 
 cluster: $(TOOLS)  ## every verb as a job on three local Ray nodes, with a token

@@ -1,10 +1,12 @@
 """Timing several contenders in one run: rounds that take turns, medians, one malloc setting."""
 
+import json
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -24,7 +26,10 @@ def with_malloc_settings(threads: int) -> None:
 
 
 def seconds_of(
-    contenders: Mapping[str, Callable[[], object]], rounds: int, least_s: float = 1.0
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int,
+    least_s: float = 1.0,
+    repeats: int | None = None,
 ) -> dict[str, float]:
     """Median seconds of one call of each contender.
 
@@ -32,16 +37,17 @@ def seconds_of(
         contenders: what is timed; each is called once beforehand.
         rounds: turns that each gets.
         least_s: a turn repeats its call until this time has gone by.
+        repeats: calls of a turn instead; contenders on several ranks must say it.
     """
-    repeats = {}
+    counts = {}
     for name, call in contenders.items():
         call()
         once = _timed(call, 1)
-        repeats[name] = max(1, round(least_s / once))
+        counts[name] = repeats or max(1, round(least_s / once))
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, call in contenders.items():
-            found[name].append(_timed(call, repeats[name]))
+            found[name].append(_timed(call, counts[name]))
     return {name: statistics.median(times) for name, times in found.items()}
 
 
@@ -50,3 +56,11 @@ def _timed(call: Callable[[], object], repeats: int) -> float:
     for _ in range(repeats):
         call()
     return (time.perf_counter() - start) / repeats
+
+
+def written(folder: Path, name: str, result: object) -> None:
+    """Writes a benchmark's result as JSON and says where."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"written to {path}")

@@ -16,21 +16,24 @@ The map, in the order a batch travels:
     trainer      the training loop, one straight line, no Ray in it
     evaluator    one pass over a log with a checkpoint; predict writes its scores
     launch       TrainConfig to Ray Train workers
+    loaded       a checkpoint's model in this process
+    artifact     export: a checkpoint as one folder; scorer scores with it and imports nothing else
 
-Imports go one way: jobs and tuning, launch, trainer and evaluator, the parts, collectives; all may
+Imports go one way: jobs and tuning, artifact, launch, trainer and evaluator, the parts,
+collectives; all may
 import batch, layout, schema, config, errors. tests/test_layout.py holds it.
 
 What a program calls stands in api and is imported at first use:
     raymtl.train(config, "key=value")   raymtl.evaluate(run, log)   raymtl.load(run).predict(table)
-    raymtl.register_model(name, cls)
+    raymtl.export(run, out)             raymtl.register_model(name, cls)
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raymtl.api import Model, evaluate, load, register_model, train
+    from raymtl.api import Model, evaluate, export, load, register_model, train
 
-__all__ = ["Model", "evaluate", "load", "register_model", "train"]
+__all__ = ["Model", "evaluate", "export", "load", "register_model", "train"]
 
 
 def __getattr__(name: str) -> Any:

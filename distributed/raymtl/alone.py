@@ -19,7 +19,7 @@ from raymtl.learner import Learner
 from raymtl.preflight import check_run
 from raymtl.run import MetricLines
 from raymtl.saving import Saver
-from raymtl.source import LogSource
+from raymtl.source import LogSource, Read
 from raymtl.tensorboard import EventWriter
 from raymtl.trainer import Reports, Trainer
 
@@ -27,13 +27,20 @@ logger = logging.getLogger(__name__)
 Line = Callable[[dict[str, Any]], None]
 
 
-def train(config: TrainConfig, resume: bool = False, line: Line | None = None) -> dict[str, Any]:
+def train(
+    config: TrainConfig,
+    resume: bool = False,
+    line: Line | None = None,
+    read: Read = read_batches,
+) -> dict[str, Any]:
     """Trains a run to its end in this process.
 
     Args:
         config: the run; its launch section is not used but for `use_gpu`.
         resume: go on with the run that is there, instead of refusing it.
-        line: takes each line of metrics.jsonl as well.
+        line: takes each line of metrics.jsonl as well. What it raises ends the run where it is;
+            the folder can be gone on with.
+        read: gives the batches of a stream; from disk unless the caller holds the rows already.
 
     Returns:
         What result.json holds.
@@ -53,7 +60,7 @@ def train(config: TrainConfig, resume: bool = False, line: Line | None = None) -
         run.begin(job.config, job.schema, job.train)
     device = torch.device("cuda" if job.config.launch.use_gpu else "cpu")
     learner = Learner(job.config, job.schema, device)
-    source = LogSource(job.config, job.schema, job.train, job.valid)
+    source = LogSource(job.config, job.schema, job.train, job.valid, read)
     saver = Saver(run, learner, job.train.digest)
     lines, events = MetricLines(run), EventWriter(run.folder)
 

@@ -57,6 +57,11 @@ class Batch:
         """Rows that are not padding."""
         return int((self.file_B >= 0).sum())
 
+    def head(self, num_rows: int) -> "Batch":
+        """Its first rows; keys are left out."""
+        cut = {k: v[:num_rows] for k, v in vars(self).items() if isinstance(v, Tensor | np.ndarray)}
+        return Batch(step=self.step, **cut)
+
     def to(self, device: torch.device) -> "Batch":
         """Moves the tensors; the origin and the keys stay on the host."""
         moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}

@@ -173,10 +173,8 @@ class Checkpoint:
         self.folder = folder
         manifest = read_manifest(folder)
         self.entries = {entry.name: entry for entry in manifest.files}
-        self.step, self.metric, self.num_buckets = (
-            *(manifest.step, manifest.metric),
-            manifest.num_buckets,
-        )
+        self.step, self.metric = manifest.step, manifest.metric
+        self.num_buckets = manifest.num_buckets
         for entry in self.entries.values():
             size = folder.size(entry.name)
             if size != entry.size:

@@ -29,6 +29,19 @@ LOCAL_ENVIRONMENT = {
     {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
 )
 """What a local Ray's processes inherit."""
+WORKER_ENVIRONMENT = (
+    {
+        # glibc keeps freed memory instead of giving it back and asking anew: fresh pages are dear.
+        "MALLOC_MMAP_THRESHOLD_": str(2**32),
+        "MALLOC_TRIM_THRESHOLD_": str(2**34),
+        "MALLOC_TOP_PAD_": str(2**26),
+        # torch asks for huge pages: rows at random places miss fewer addresses.
+        "THP_MEM_ALLOC_ENABLE": "1",
+    }
+    if sys.platform == "linux"
+    else {}
+)
+"""Of training workers, read at a process's start. What the user's environment sets stays."""
 
 
 def local_cpus(section: LaunchSection) -> int:
@@ -41,10 +54,14 @@ def local_cpus(section: LaunchSection) -> int:
 
 
 @contextmanager
-def session(section: LaunchSection) -> Iterator[None]:
+def session(section: LaunchSection, dashboard: bool = False) -> Iterator[None]:
     """Joins the cluster at `address` or RAY_ADDRESS, or starts a local Ray and stops it after.
 
     A Ray that is running in this process already is used and left as it is.
+
+    Args:
+        dashboard: starts a local Ray with it, on loopback: Ray Tune asks it which placement groups
+            are left, and without an answer trials that were stopped early keep theirs for ever.
     """
     if ray.is_initialized():
         require_cpus(section)
@@ -54,7 +71,7 @@ def session(section: LaunchSection) -> Iterator[None]:
     if address:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     else:
-        start_local(local_cpus(section), section.object_store_bytes)
+        start_local(local_cpus(section), section.object_store_bytes, dashboard=dashboard)
     try:
         require_cpus(section)
         yield
@@ -63,7 +80,10 @@ def session(section: LaunchSection) -> Iterator[None]:
 
 
 def start_local(
-    num_cpus: int, store_bytes: int | None = None, runtime_env: dict[str, Any] | None = None
+    num_cpus: int,
+    store_bytes: int | None = None,
+    runtime_env: dict[str, Any] | None = None,
+    dashboard: bool = False,
 ) -> None:
     """Starts a Ray of this process, which listens on loopback and asks for a token.
 
@@ -71,13 +91,15 @@ def start_local(
         num_cpus: logical ones.
         store_bytes: of its object store; null leaves Ray's default.
         runtime_env: of all its tasks and actors, as Ray takes it.
+        dashboard: with Ray's dashboard.
     """
     require_private_token()
     with environment(LOCAL_ENVIRONMENT), _on_loopback():
         ray.init(
             address="local",
             num_cpus=num_cpus,
-            include_dashboard=False,
+            include_dashboard=dashboard,
+            dashboard_host=LOOPBACK,
             object_store_memory=store_bytes,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -106,6 +128,18 @@ def address_of(section: LaunchSection) -> str | None:
     return section.address or os.environ.get("RAY_ADDRESS") or None
 
 
+def side_by_side(wanted: int | None, cpus_each: int, address: str | None) -> int:
+    """Runs at one time: as wanted, or one for each real core of this machine or CPU of a cluster.
+
+    A local Ray is told of more CPUs than there are cores, so that reading never waits.
+    """
+    if wanted is not None:
+        return wanted
+    joined = address_of(LaunchSection(address=address)) is not None
+    cpus = ray.cluster_resources().get("CPU", 1.0) if joined else os.cpu_count() or 1
+    return max(1, int(cpus) // cpus_each)
+
+
 def require_cpus(section: LaunchSection) -> None:
     """Raises InputError where the workers would leave no CPU to the tasks that read for them."""
     total = ray.cluster_resources().get("CPU", 0.0)
@@ -118,6 +152,11 @@ def require_cpus(section: LaunchSection) -> None:
             f"{wanted:g} or more: the workers' and at least one for reading",
             "set launch.num_workers or launch.cpus_per_worker lower, or add nodes",
         )
+
+
+def worker_environment() -> dict[str, str]:
+    """WORKER_ENVIRONMENT without what this process's environment has."""
+    return {key: value for key, value in WORKER_ENVIRONMENT.items() if key not in os.environ}
 
 
 @contextmanager

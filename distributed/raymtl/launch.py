@@ -1,20 +1,21 @@
 """TrainConfig -> Ray Train: workers, restarts, progress and the run's result."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import ray
 import ray.train
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.metrics import Gauge
 
 from raymtl import collectives, footprint, status
 from raymtl.batch import Batch
-from raymtl.cluster import DATA_CPUS_PER_WORKER, environment, session
+from raymtl.cluster import DATA_CPUS_PER_WORKER, environment, session, worker_environment
 from raymtl.config import TrainConfig, parse
 from raymtl.data import ingest
 from raymtl.data.stream import Stream
@@ -39,13 +40,19 @@ POLL_INTERVAL_S = 0.5
 """How often Ray Train looks after its workers: how late a death or the end is noticed."""
 
 
-def train(config: TrainConfig, resume: bool = False, show: Show = print) -> dict[str, Any]:
+def train(
+    config: TrainConfig,
+    resume: bool = False,
+    show: Show = print,
+    callbacks: Sequence[UserCallback] = (),
+) -> dict[str, Any]:
     """Trains a run to its end on Ray, restarting workers that fail.
 
     Args:
         config: the run; with `resume`, the stored config with the changes resuming allows.
         resume: go on with the run that is there, instead of refusing it.
         show: takes lines for a person.
+        callbacks: Ray Train's, told of each checkpoint's step and validation metrics.
 
     Returns:
         What result.json holds.
@@ -72,10 +79,10 @@ def train(config: TrainConfig, resume: bool = False, show: Show = print) -> dict
             "train": job.train,
             "valid": job.valid,
         }
-        result = run_workers(train_rank, payload, job.config, run.url, show)
+        result = run_workers(train_rank, payload, job.config, run.url, show, callbacks)
         while result.pop("leaving"):
             show("a node is about to go: all is saved, training starts anew without it")
-            result = run_workers(train_rank, payload, job.config, run.url, show)
+            result = run_workers(train_rank, payload, job.config, run.url, show, callbacks)
     result |= {"run": run.url}
     run.write_result(result)
     return result
@@ -87,6 +94,7 @@ def run_workers(
     config: TrainConfig,
     storage_url: str,
     show: Show,
+    callbacks: Sequence[UserCallback] = (),
 ) -> dict[str, Any]:
     """Runs a function on every rank of a Ray Train worker group and returns rank 0's result.
 
@@ -120,6 +128,8 @@ def run_workers(
             name="ray",
             storage_path=absolute(storage_url),
             failure_config=FailureConfig(max_failures=failure.max_failures),
+            callbacks=list(callbacks),
+            worker_runtime_env={"env_vars": worker_environment()},
         ),
     )
     # The health check gives up on a worker at the same time as the process group does.
@@ -186,6 +196,7 @@ def train_rank(payload: dict[str, Any]) -> dict[str, Any]:
     return {
         "state": asdict(state),
         "checkpoint": saver.last_complete,
+        "seconds": trainer.times.seconds,
         "steps_per_epoch": source.steps_per_epoch,
         "num_workers": collectives.world_size(),
         "leaving": trainer.leaving,
@@ -222,9 +233,12 @@ def reader_on_ray(prefetch_chunks: int, reserve: bool = True) -> Read:
 def _reports(run: Run, lines: MetricLines, board: Any) -> Reports:
     events = EventWriter(run.folder)
 
+    gauges = Gauges(run.url.rpartition("/")[2])
+
     def add_line(values: dict) -> None:
         lines.add(values)
         events.add(values)
+        gauges.set(values)
         for part, words in SCORED.items():
             if any(key.startswith(part) for key in values):
                 board.say.remote(_scored_line(values, part, words))
@@ -233,6 +247,28 @@ def _reports(run: Run, lines: MetricLines, board: Any) -> Reports:
         ray.train.report({"step": step} | {k: v for k, v in metrics.items() if v is not None})
 
     return Reports(add_line, lambda values: board.update.remote(values), checkpointed)
+
+
+class Gauges:
+    """Rank 0's lines of training as `ray.util.metrics`, for Prometheus: see docs/operations.md."""
+
+    def __init__(self, run: str):
+        self._tags = {"run": run}
+        self._share = Gauge("raymtl_time_share", "Share of a phase.", ("run", "phase"))
+        self._plain = {
+            "rows_per_s": Gauge("raymtl_rows_per_s", "Impressions trained a second.", ("run",)),
+            "step": Gauge("raymtl_step", "Steps trained.", ("run",)),
+            "loss": Gauge("raymtl_loss", "Loss of the step.", ("run",)),
+        }
+
+    def set(self, values: dict) -> None:
+        """Shows one line of metrics.jsonl."""
+        for key, value in values.items():
+            if key.startswith("time/"):
+                phase = key.removeprefix("time/")
+                self._share.set(value, self._tags | {"phase": phase})
+            elif key in self._plain:
+                self._plain[key].set(value, self._tags)
 
 
 def _scored_line(values: dict, part: str, words: str) -> str:

@@ -18,6 +18,7 @@ from raymtl.embedding.sharded import ShardedTables
 from raymtl.embedding.tables import check_ids, table_specs
 from raymtl.models import registry
 from raymtl.schema import LogSchema
+from raymtl.timing import TimeSplit
 
 ROW_STEPS = "row_optimizer/num_steps"
 """Key of the row optimizer's step count among the dense tensors."""
@@ -58,6 +59,7 @@ class Learner:
         groups = groups_of(self.model, tuple(parameters), config.optimizer.dense)
         self.dense = DenseParameters(parameters, groups, num_extra=1 + len(self.kinds))
         self.row_optimizer = optimizers.build(config.optimizer.rows, self.tables)
+        self.times = TimeSplit()
 
     @property
     def num_sums(self) -> int:
@@ -88,6 +90,7 @@ class Learner:
         self.model.train()
         self.dense.zero_grad()
         rows = self.tables.lookup(batch.ids_BC, self.layout)
+        self.times.lap("exchange")
         denominators, statistics = sums[: 1 + len(self.kinds)], sums[1 + len(self.kinds) :]
         if len(statistics):
             self.model.take_statistics(statistics)
@@ -103,12 +106,16 @@ class Learner:
         weight_T = self.balancer.weights_T()
         terms_T = loss_T * self.loss_weight_T * weight_T
         penalty = self._penalty(logits_BT, batch, denominators)
+        self.times.lap("forward")
         if self.config.balancing.name == "pcgrad":
             gradients = self._projected(terms_T, penalty, rows, step)
+            self.times.lap("backward")
         else:
             total = terms_T.sum() if penalty is None else terms_T.sum() + penalty
             total.backward()
+            self.times.lap("backward")
             gradients = self.tables.collect(rows)
+            self.times.lap("exchange")
         finite, total_T = self._move(gradients, loss_T.detach(), step, num_steps)
         return StepOutcome(
             loss=(total_T * self.loss_weight_T).sum(),
@@ -212,7 +219,9 @@ class Learner:
         self.row_optimizer.add_l2(gradients)
         self.dense.extras[0] = self.row_optimizer.squared_norm(gradients)
         self.dense.extras[1:] = loss_T
+        self.times.lap("optimizer")
         collectives.sum_(self.dense.buffer)
+        self.times.lap("exchange")
         squared_norm = self.dense.squared_norm() + self.dense.extras[0].double()
         total_T = self.dense.extras[1:].clone()
         finite = bool(torch.isfinite(squared_norm + total_T.sum()))
@@ -223,6 +232,7 @@ class Learner:
             self.dense.step(scale, factor)
             self.row_optimizer.step(gradients, scale, factor)
             self.balancer.record(total_T)
+        self.times.lap("optimizer")
         return finite, total_T
 
     def _autocast(self) -> torch.autocast:

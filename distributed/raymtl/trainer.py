@@ -131,7 +131,7 @@ class Trainer:
         )
         self.grown: Mapping[str, int] = {}
         """Rows that `init_from` knows of tables which grew since."""
-        self.started_s = time.monotonic()
+        self.started_s, self.times = time.monotonic(), learner.times
         self.stop_step = planned_steps(config, source.steps_per_epoch)
 
     def restore(self) -> list[str]:
@@ -169,13 +169,17 @@ class Trainer:
         self._score_before_training()
         state, clock = self.state, Clock(self.state)
         batches = self.source.train(state.step, self.stop_step)
+        self.times.begin()
         while state.step < self.stop_step and state.stopped is None and not self.leaving:
             batch, error = attempt(lambda: self._next(batches))
+            self.times.lap("data")
             word = self._agree(error, batch)
+            self.times.lap("exchange")
             assert batch is not None
             time_is_up, ask, ranks_written, rows, skipped, sums = *word[:5], word[5:]
             if ranks_written == collectives.world_size():
                 self._complete_save()
+                self.times.lap("checkpoint")
             outcome = self.learner.step(batch, sums, state.step, self.stop_step)
             if not outcome.finite:
                 self._raise_non_finite(batch, outcome)
@@ -184,10 +188,14 @@ class Trainer:
             state.skipped_rows += int(skipped)
             self._report(outcome, clock)
             self._end_if_due(bool(time_is_up > 0))
+            self.times.lap("rest")
             self._validate_if_due(batch)
             self.leaving = bool(ask > 0) and self._is_leaving() and state.stopped is None
+            self.times.lap("validation")
             self._save_if_due()
+            self.times.lap("checkpoint")
         self._complete_save()
+        self.times.lap("checkpoint")
         return state
 
     def _score_before_training(self) -> None:
@@ -273,6 +281,7 @@ class Trainer:
                     names = self.learner.layout.task_names
                     weights = zip(names, outcome.weight_T.tolist(), strict=True)
                     timing |= {f"{name}/balancing_weight": weight for name, weight in weights}
+                timing |= self.times.shares()
                 self.reports.line({"step": state.step, "rows": state.rows} | timing | values)
         if collectives.rank() == 0 and clock.second_passed():
             self.reports.progress(

@@ -11,8 +11,10 @@ from raymtl_jobs.compare import compare
 from raymtl_jobs.convert import convert
 from raymtl_jobs.doctor import doctor
 from raymtl_jobs.evaluate import evaluate
+from raymtl_jobs.export import export
 from raymtl_jobs.init import init
 from raymtl_jobs.output import reporting
+from raymtl_jobs.plan import plan
 from raymtl_jobs.predict import predict
 from raymtl_jobs.prepare import prepare
 from raymtl_jobs.schema import schema
@@ -20,6 +22,7 @@ from raymtl_jobs.study import study
 from raymtl_jobs.submit import CONTEXT, submit
 from raymtl_jobs.synth import synth
 from raymtl_jobs.train import train
+from raymtl_jobs.tune import tune
 
 app = typer.Typer(
     name="raymtl",
@@ -34,12 +37,15 @@ VERBS = (
     schema,
     convert,
     prepare,
+    plan,
     train,
     evaluate,
     calibrate,
     predict,
+    export,
     compare,
     study,
+    tune,
     submit,
     doctor,
 )

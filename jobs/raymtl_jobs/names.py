@@ -12,17 +12,25 @@ S = TypeVar("S", bound=Section)
 
 KINDS = {"_synth": "synth", "_prepare": "prepare", "_study": "study"}
 """Ending of a shipped config's name -> the verb that takes it; all others are for `train`."""
+PLACES = {"raymtl_jobs": "configs", "raymtl_tuning": "spaces"}
+"""Package -> its folder of configs; all spaces are for `tune`."""
 
 
 def shipped() -> list[str]:
-    """Names of the configs in this package, sorted."""
-    found = (files("raymtl_jobs") / "configs").iterdir()
-    return sorted(f.name.removesuffix(".yaml") for f in found if f.name.endswith(".yaml"))
+    """Names of the shipped configs and spaces, sorted."""
+    return sorted(name for package in PLACES for name in _names(package))
 
 
 def verb_of(name: str) -> str:
     """The verb a shipped config is for."""
+    if name in _names("raymtl_tuning"):
+        return "tune"
     return next((verb for ending, verb in KINDS.items() if name.endswith(ending)), "train")
+
+
+def _names(package: str) -> list[str]:
+    found = (files(package) / PLACES[package]).iterdir()
+    return [f.name.removesuffix(".yaml") for f in found if f.name.endswith(".yaml")]
 
 
 def text_of(name: str) -> str:
@@ -33,7 +41,8 @@ def text_of(name: str) -> str:
     """
     if name not in shipped():
         raise unknown(name)
-    return (files("raymtl_jobs") / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
+    package = next(package for package in PLACES if name in _names(package))
+    return (files(package) / PLACES[package] / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def read(name: str, verb: str) -> tuple[dict[str, Any], str]:

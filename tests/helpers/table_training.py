@@ -1,7 +1,7 @@
 """Random batches over awkward tables, and a few steps of training them, locally or on ranks."""
 
 import threading
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -56,9 +56,15 @@ LAYOUT = Layout.of(SCHEMA)
 SPECS = table_specs(SCHEMA, InputShape.of(LAYOUT, WIDTH, task_specific=True))
 
 
-def section(replicate_rows: int = 0, num_buckets: int = 8) -> EmbeddingSection:
+def section(
+    replicate_rows: int = 0, num_buckets: int = 8, wire: Literal["fp32", "bf16"] = "fp32"
+) -> EmbeddingSection:
     return EmbeddingSection(
-        width=WIDTH, init_std=0.5, num_buckets=num_buckets, replicate_rows=replicate_rows
+        width=WIDTH,
+        init_std=0.5,
+        num_buckets=num_buckets,
+        replicate_rows=replicate_rows,
+        wire_precision=wire,
     )
 
 
@@ -140,11 +146,15 @@ def train(
 
 
 def trained(
-    kind: str, rows: dict[str, Any], replicate_rows: int, num_steps: int
+    kind: str,
+    rows: dict[str, Any],
+    replicate_rows: int,
+    num_steps: int,
+    wire: Literal["fp32", "bf16"] = "fp32",
 ) -> dict[str, np.ndarray]:
     """Final state of tables trained with an optimizer section, plus "norms"."""
     make = LocalTables if kind == "local" else ShardedTables
-    tables = make(SPECS, section(replicate_rows), seed=3)
+    tables = make(SPECS, section(replicate_rows, wire=wire), seed=3)
     optimizer = optimizers.build(RowOptimizerSection.model_validate({"lr": 0.05} | rows), tables)
     norms = train(tables, optimizer, num_steps, clip=5.0)
     state = {key: tensor.numpy().copy() for key, tensor in tables.state().items()}

@@ -12,6 +12,8 @@ import ray
 from raymtl.cluster import environment, start_local
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "50"}
+"""Serve kills a proxy that takes longer than 5 s to start, as on a busy machine it does."""
 
 
 @pytest.fixture(scope="module")
@@ -30,5 +32,5 @@ def local_ray() -> Iterator[Path]:
 
 def _start() -> None:
     paths = [str(ROOT / home) for home in ("distributed", "jobs", "tuning", "tests")]
-    variables = {"PYTHONPATH": os.pathsep.join(paths)}
+    variables = {"PYTHONPATH": os.pathsep.join(paths), **PATIENCE}
     start_local(num_cpus=4, store_bytes=200_000_000, runtime_env={"env_vars": variables})

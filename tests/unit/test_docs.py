@@ -1,5 +1,6 @@
 """The documents are true: their commands, configs, keys and links exist, and the model trains."""
 
+import inspect
 import re
 import shlex
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import typer
 
+import raymtl
 from helpers.logs import small_log
 from helpers.training import small_config, train_on_rank
 from raymtl.config import Section, TrainConfig, override, parse, parse_yaml
@@ -22,6 +24,9 @@ from raymtl.study.plan import searched
 from raymtl_jobs import names
 from raymtl_jobs.cli import app
 from raymtl_jobs.train import of_config
+from raymtl_tuning.checks import runs_at
+from raymtl_tuning.config import TuneConfig
+from raymtl_tuning.space import drawn
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,6 +42,7 @@ CLASSES = {
     "sources": PrepareConfig,
     "rows": SynthConfig,
     "data": TrainConfig,
+    "space": TuneConfig,
     "base": StudyConfig,
 }
 """What a YAML block is, by a key of its top level."""
@@ -148,6 +154,9 @@ def test_every_yaml_block_is_a_valid_config(page: Path) -> None:
             made.require_ready()
         if isinstance(made, StudyConfig):
             searched(made)
+        if isinstance(made, TuneConfig):
+            for number in range(20):
+                runs_at(made, 0, drawn(made.space, 1, number), 1)
 
 
 @each_page
@@ -185,3 +194,17 @@ def test_the_model_of_extend_md_is_short_and_learns(
     assert result["error"] is None
     losses = [loss for loss, *_ in result["losses"].values()]
     assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_every_call_of_the_python_interface_stands_in_the_guide_as_it_is() -> None:
+    text = (ROOT / "docs" / "guide.md").read_text()
+    section = text[text.index("## From Python") : text.index("## Public data sets")]
+    for name in raymtl.__all__:
+        assert inspect.getdoc(getattr(raymtl, name)), name
+    rows = dict(re.findall(r"^\| `(\w+)\(([^`]*)\)` \|", section, re.MULTILINE))
+    assert {*rows, "Model"} == {*raymtl.__all__}
+    for name, parameters in rows.items():
+        signature = inspect.signature(getattr(raymtl, name)).parameters.values()
+        plain = [str(p.replace(annotation=p.empty)) for p in signature]
+        plain = [p.replace("'", '"').replace("<built-in function print>", "print") for p in plain]
+        assert parameters == ", ".join(plain), name

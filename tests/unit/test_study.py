@@ -4,7 +4,10 @@ import pytest
 
 from helpers.logs import small_log
 from helpers.studies import small_study
+from helpers.training import train_config
+from raymtl import alone
 from raymtl.errors import InputError
+from raymtl.study.cell import train_cell
 from raymtl.study.conduct import conduct
 from raymtl.study.plan import merged, planned, searched
 
@@ -76,3 +79,22 @@ def test_a_study_is_checked_before_any_run(tmp_path):
         with pytest.raises(InputError, match=complaint):
             conduct(small_study(str(tmp_path), **values))
     assert not (tmp_path / "studies").exists()
+
+
+def test_a_run_that_was_cut_off_goes_on_with_the_start_it_had(tmp_path):
+    class Cut(Exception):
+        pass
+
+    def cut(values: dict) -> None:
+        if values["step"] == 10:
+            raise Cut
+
+    small_log(tmp_path, rows=3000)
+    first = alone.train(train_config(str(tmp_path), "name=first", "train.max_steps=3"))["run"]
+    config = train_config(
+        str(tmp_path), f"init_from={first}", "train.max_steps=14", "checkpoint.every_steps=4"
+    )
+    with pytest.raises(Cut):
+        alone.train(config, line=cut)
+    outcome = train_cell(config.model_dump(mode="json"), threads=1, models={})
+    assert outcome["result"]["state"]["step"] == 14

@@ -10,6 +10,7 @@ from helpers.logs import small_log
 from helpers.training import read_lines, small_config, train_on_rank
 from raymtl.config import DenseOptimizerSection, ScheduleSection
 from raymtl.dense import DenseParameters, clip_scale, groups_of, learning_rate_factor
+from raymtl.timing import PHASES
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,15 @@ def test_metric_lines_hold_losses_rows_and_validation(log: str) -> None:
     assert [line["step"] for line in lines if "loss" in line] == [4, 8]
     assert lines[0]["rows"] == 1024 and math.isfinite(lines[0]["loss"])
     assert any("valid/auc" in line for line in lines)
+
+
+def test_metric_lines_say_where_the_time_went(log: str) -> None:
+    result = run(log, "times", "train.max_steps=8", "train.report_every_steps=4")
+    for line in (line for line in read_lines(result["run"]) if "loss" in line):
+        shares = {key: share for key, share in line.items() if key.startswith("time/")}
+        assert set(shares) == {f"time/{phase}" for phase in PHASES}
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+        assert min(shares["time/forward"], shares["time/backward"], shares["time/data"]) > 0
 
 
 def test_the_observed_denominator_weighs_a_rare_label_as_its_own_mean(log: str) -> None:

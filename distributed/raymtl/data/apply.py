@@ -114,6 +114,21 @@ def transform(
     origin: Origin,
 ) -> pa.Table:
     """The log's columns: features as `f_NAME`, then labels and raw columns under their names."""
+    columns = feature_columns(table, fitted, vocabularies, origin)
+    for task in fitted.tasks:
+        label = values.labels(table, task, origin)
+        label = np.where(old_enough(table, task, fitted, origin.where), label, np.nan)
+        kind = pa.int8() if task.kind == "binary" else pa.float32()
+        columns[task.label] = pa.array(label, pa.float64(), from_pandas=True).cast(kind)
+    for name in raw_names(recipe):
+        columns.setdefault(name, table.column(name))
+    return pa.table(columns)
+
+
+def feature_columns(
+    table: pa.Table, fitted: LogSchema, vocabularies: dict[str, pa.Array], origin: Origin
+) -> dict[str, pa.Array | pa.ChunkedArray]:
+    """The features of raw columns as the log has them, under `f_NAME`."""
     columns: dict[str, pa.Array | pa.ChunkedArray] = {}
     for f in fitted.features:
         if isinstance(f, NumericFeature):
@@ -124,14 +139,7 @@ def transform(
         if isinstance(f, BagFeature) and f.weights:
             weights = table.column(f.weights).cast(pa.list_(pa.float32()))
             columns[f"{log_column(f.name)}_weights"] = weights
-    for task in fitted.tasks:
-        label = values.labels(table, task, origin)
-        label = np.where(old_enough(table, task, fitted, origin.where), label, np.nan)
-        kind = pa.int8() if task.kind == "binary" else pa.float32()
-        columns[task.label] = pa.array(label, pa.float64(), from_pandas=True).cast(kind)
-    for name in raw_names(recipe):
-        columns.setdefault(name, table.column(name))
-    return pa.table(columns)
+    return columns
 
 
 def serving_values(

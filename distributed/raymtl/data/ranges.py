@@ -80,6 +80,19 @@ def newest_time(index: LogIndex, schema: LogSchema) -> Time:
     return found
 
 
+def column_range(index: LogIndex, column: str) -> tuple[object, object] | None:
+    """Smallest and largest value of a column by the footers' statistics; null where they say none.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    with ThreadPoolExecutor(16) as pool:
+        files = pool.map(lambda n: _ranges(index, n), range(len(index.files)))
+        found = [r[2:] for ranges in files for r in ranges if r[1] == column]
+    lows, highs = zip(*found, strict=True) if found else ((), ())
+    return (min(lows), max(highs)) if found else None
+
+
 def _checked_columns(schema: LogSchema) -> set[str]:
     labels = {t.label for t in schema.tasks if t.kind == "binary"}
     ids = {f.source for f in schema.features if _is_index(f)}

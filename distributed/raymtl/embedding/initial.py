@@ -33,6 +33,9 @@ def fill_initial(
         out: float32 (n, V*D).
         num_buckets: P that positions are counted with; 1 counts rows in their own order.
     """
+    if std == 0:
+        out.zero_()
+        return
     step = max(1, _CHUNK_VALUES // spec.width_floats)
     for start in range(0, len(out), step):
         part = out[start : start + step]

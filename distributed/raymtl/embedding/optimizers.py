@@ -9,13 +9,16 @@ trainings, not different speeds of one.
 The order of a step: `add_l2`, `squared_norm` (for clipping), `step`. They overwrite the gradients.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from raymtl.config import RowOptimizerSection
-from raymtl.embedding.rows import RowGradients, RowPart, Stores, gather_rows
+from raymtl.embedding.rows import RowGradients, RowPart, Stores, compiled, gather_rows
+
+Rate = Tensor | float
+"""Learning rate of each row, (n, 1), or one for all."""
 
 
 class RowOptimizer(Protocol):
@@ -62,7 +65,7 @@ class LearningRates:
             rates = [config.lr_by_table.get(name, config.lr) for name in names]
             self._of_store[id(store)] = starts, torch.tensor(rates, device=device)
 
-    def of(self, part: RowPart, factor: float) -> Tensor | float:
+    def of(self, part: RowPart, factor: float) -> Rate:
         """Of a part's rows, (n, 1), or one number for all of them."""
         if not self._of_store:
             return self.lr * factor
@@ -95,21 +98,33 @@ class RowwiseAdagrad:
         return _squared_norm(grads)
 
     def step(self, grads: RowGradients, scale: float, factor: float) -> None:
-        # An untouched view has gradient 0: adding 0 to both needs no mask.
         for part in grads:
-            index_n, (_, width) = part.index_n, part.shape_VD
-            assert index_n is not None
-            sums = part.store.states["sum_of_squares"]
-            sums_nV = sums.index_select(0, index_n)
-            sums_nV += (part.squares_nV * (scale**2 / width)).to(sums.dtype)
-            sums.index_copy_(0, index_n, sums_nV)
-            scale_nV = scale / (sums_nV.sqrt_() + self.config.eps)
-            part.grads_nVD.mul_(scale_nV.unsqueeze(-1))
-            rate = self.rates.of(part, factor)
-            if isinstance(rate, Tensor):
-                part.grads.mul_(rate)
-                rate = 1.0
-            part.store.values.index_add_(0, index_n, part.grads, alpha=-rate)
+            kernels, rate = compiled(part.grads), self.rates.of(part, factor)
+            if kernels:
+                self._step_compiled(kernels, part, scale, rate)
+            else:
+                self._step(part, scale, rate)
+
+    def _step_compiled(self, kernels: Any, part: RowPart, scale: float, rate: Rate) -> None:
+        rows = part.store.values, part.store.states["sum_of_squares"]
+        rates_n = rate.flatten() if isinstance(rate, Tensor) else torch.tensor([rate])
+        numbers = (scale, self.config.eps)
+        kernels.adagrad(rows, part.index_n, part.grads, part.squares_nV, rates_n, numbers)
+
+    def _step(self, part: RowPart, scale: float, rate: Rate) -> None:
+        # An untouched view has gradient 0: adding 0 to both needs no mask.
+        index_n, (_, width) = part.index_n, part.shape_VD
+        assert index_n is not None
+        sums = part.store.states["sum_of_squares"]
+        sums_nV = sums.index_select(0, index_n)
+        sums_nV += (part.squares_nV * (scale**2 / width)).to(sums.dtype)
+        sums.index_copy_(0, index_n, sums_nV)
+        scale_nV = scale / (sums_nV.sqrt_() + self.config.eps)
+        part.grads_nVD.mul_(scale_nV.unsqueeze(-1))
+        if isinstance(rate, Tensor):
+            part.grads.mul_(rate)
+            rate = 1.0
+        part.store.values.index_add_(0, index_n, part.grads, alpha=-rate)
 
 
 class LazyAdam:

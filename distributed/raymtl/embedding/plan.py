@@ -15,10 +15,8 @@ from raymtl.embedding.placement import (
     position,
     rows_in_range,
 )
+from raymtl.embedding.rows import NO_KEY, compiled
 from raymtl.embedding.tables import TableSpec
-
-NO_KEY = torch.iinfo(torch.int64).max
-"""Key of PAD; sorts behind all others."""
 
 
 class Place(NamedTuple):
@@ -61,6 +59,7 @@ class GroupPlan:
         self._shift_WT = torch.tensor(shifts, dtype=torch.int64, device=device)
         counts = [s.rows for s in self.sharded + self.replicated]
         self._rows_T = torch.tensor(counts, dtype=torch.int64, device=device)
+        self._counts_2T = torch.stack([self._rows_T // num_buckets, self._rows_T % num_buckets])
         owners = [torch.full((hi - lo,), r) for r, (lo, hi) in enumerate(self._ranges)]
         self._owner_P = torch.cat(owners).to(device)
         self._bounds = torch.tensor(self.first_key, device=device)
@@ -86,9 +85,13 @@ class GroupPlan:
         """The keys of ids, NO_KEY for PAD.
 
         Args:
-            ids_BC: int64 rows within the columns' tables, in range.
+            ids_BC: integer rows within the columns' tables, in range.
             table_C: `number` of each column's table.
         """
+        kernels = compiled(ids_BC)
+        if kernels:
+            sizes = (table_C, self._counts_2T, self._shift_WT)
+            return kernels.keys(ids_BC, sizes, (self.num_buckets, self._owner_P, NO_KEY))
         shift = self._shift_WT[0, table_C]
         if len(self._ranges) > 1:
             owner_BC = self._owner_P[bucket_and_k(ids_BC, self.num_buckets)[0]]

@@ -1,7 +1,10 @@
 """Rows on their way: looked up, gathered, and their gradients; what both stores of tables share."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -9,6 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raymtl.batch import Layout
+
+NO_KEY = torch.iinfo(torch.int64).max
+"""Key of PAD; sorts behind all others."""
 
 
 @dataclass
@@ -109,9 +115,8 @@ class RowPart:
         """float64 sums of squared gradients of each view."""
         if self._squares is not None:
             return self._squares
-        norms: Tensor = torch.linalg.vector_norm(self.grads_nVD, dim=-1, dtype=torch.float64)
-        self._squares = norms.square_()
-        return norms
+        self._squares = squares(self.grads, self.store.views)
+        return self._squares
 
     @property
     def touched_nV(self) -> Tensor:
@@ -184,14 +189,45 @@ class Tables(Stores, Protocol):
         ...
 
 
+@cache
+def _kernels() -> ModuleType | None:
+    try:
+        from raymtl.embedding import kernels
+    except ImportError:
+        warnings.warn("numba is not installed: table rows take longer", stacklevel=2)
+        return None
+    return kernels
+
+
+def compiled(tensor: Tensor) -> Any:
+    """The compiled kernels, null where plain torch must do."""
+    return _kernels() if tensor.device.type == "cpu" else None
+
+
 def find_runs(keys_n: Tensor) -> Runs:
     """Sorts keys and finds the runs of equal ones."""
+    kernels = compiled(keys_n)
+    found = kernels.find_runs(keys_n, NO_KEY) if kernels else None
+    return Runs(*found) if found else sorted_runs(keys_n)
+
+
+def sorted_runs(keys_n: Tensor) -> Runs:
+    """`find_runs` in plain torch."""
     sorted_n, order_n = torch.sort(keys_n, stable=True)
     first_n = torch.ones_like(sorted_n, dtype=torch.bool)
     torch.ne(sorted_n[1:], sorted_n[:-1], out=first_n[1:])
     starts_U = first_n.nonzero().squeeze(1)
     inverse_n = torch.empty_like(order_n).scatter_(0, order_n, first_n.cumsum(0) - 1)
     return Runs(sorted_n[starts_U], order_n, starts_U, inverse_n)
+
+
+def squares(grads: Tensor, num_views: int) -> Tensor:
+    """float64 (n, views): sums of squares of each view of each row."""
+    if kernels := compiled(grads):
+        return kernels.squares(grads, num_views)
+    views_nVD = grads.view(len(grads), num_views, grads.shape[1] // num_views)
+    norms: Tensor = torch.linalg.vector_norm(views_nVD, dim=-1, dtype=torch.float64)
+    return norms.square_()
 
 
 def gather_rows(values: Tensor, index_n: Tensor) -> Tensor:

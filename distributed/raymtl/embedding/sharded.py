@@ -17,8 +17,9 @@ from raymtl.batch import Layout
 from raymtl.config import EmbeddingSection
 from raymtl.embedding.initial import fill_initial
 from raymtl.embedding.placement import bucket_range, bucket_start
-from raymtl.embedding.plan import NO_KEY, GroupPlan
+from raymtl.embedding.plan import GroupPlan
 from raymtl.embedding.rows import (
+    NO_KEY,
     GroupRows,
     RowGradients,
     RowPart,
@@ -69,6 +70,7 @@ class ShardedTables:
         self.rank, self.world_size = collectives.rank(), collectives.world_size()
         self.bucket_range = bucket_range(self.rank, self.world_size, self.num_buckets)
         self._device = device
+        self._wire = torch.bfloat16 if config.wire_precision == "bf16" else torch.float32
         groups = [[s for s in specs if s.views == v] for v in sorted({s.views for s in specs})]
         self._plans = tuple(
             GroupPlan(g, self.num_buckets, config.replicate_rows, self.world_size, device)
@@ -98,8 +100,7 @@ class ShardedTables:
                 `check_ids` and agree on its outcome first.
         """
         check_ids(ids_BC, layout, self.specs)
-        ids_BC = ids_BC.to(torch.int64)
-        place_BC = torch.empty_like(ids_BC)
+        place_BC = torch.empty_like(ids_BC, dtype=torch.int64)
         groups = []
         for number, (columns, table_C) in enumerate(self._columns_of(layout)):
             ids = ids_BC if len(columns) == layout.num_id_columns else ids_BC[:, columns]
@@ -126,6 +127,13 @@ class ShardedTables:
                 RowPart(store, middle, stop, index[cut:], grads[cut:], counted=self.rank == 0),
             ]
         return parts
+
+    def distinct(self, rows: Rows) -> list[tuple[int, int, int]]:
+        """Of each width of rows: floats of a row, this batch's split and its replicated rows."""
+        return [
+            (store.values.shape[1], sum(group.route.owned), group.num_rows - sum(group.route.owned))
+            for store, group in zip(self.stores, rows.groups, strict=True)
+        ]
 
     def state(self) -> dict[str, Tensor]:
         """This rank's rows, `<table>/values` and `<table>/<state>`, in (bucket, k) order.
@@ -212,7 +220,7 @@ class ShardedTables:
         sharded_n = route.asked_n < plan.num_sharded[self.rank]
         sizes = [int(part.sum()) for part in sharded_n.split(route.received)]
         reply = gather_rows(store.values, route.asked_n[sharded_n])
-        return collectives.exchange(reply, sizes, route.owned)
+        return collectives.exchange(reply.to(self._wire), sizes, route.owned).float()
 
     def _bring(self, group: GroupRows) -> tuple[Tensor, Tensor]:
         """Collective. The distinct local rows, ascending, and their gradients summed over ranks."""
@@ -222,6 +230,7 @@ class ShardedTables:
         *owned, copies = grads.split([*route.owned, len(grads) - sum(route.owned)])
         if len(copies):
             grads = torch.cat([piece for own in owned for piece in (own, copies)])
-        grads = collectives.exchange(grads.contiguous(), route.sent, route.received)
+        grads = grads.contiguous().to(self._wire)
+        grads = collectives.exchange(grads, route.sent, route.received).float()
         runs = find_runs(route.asked_n)
         return runs.unique_U, sum_bags(grads, runs.order_n, runs.starts_U)

@@ -1,5 +1,6 @@
 """One linear layer of several MLPs as one product, its activation with it."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ class _BankLinear(torch.autograd.Function):
         device = x_GBI.device.type
         low = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if low else x_GBI.dtype
-        with torch.autocast(device, enabled=False):
+        # Not where it is off already: torch.export would keep the region as a call of its own.
+        with torch.autocast(device, enabled=False) if low else nullcontext():
             x, weight, bias = x_GBI.to(dtype), weight_EIO.to(dtype), bias_EO.to(dtype)
             out_EBO = _product(x, weight, bias)
             if relu:

@@ -102,6 +102,8 @@ class Interests(nn.Module):
         """z_KBD of behaviour m."""
         events_BSD, mask_BS = self.behaviours[m].events(inputs)
         target_BD = self.behaviours[m].target(inputs)
+        if torch.compiler.is_compiling():  # counts of rows would be values of the data
+            return self._padded(events_BSD, mask_BS, target_BD, m, norms_KN2D)
         buckets = LengthBuckets.of(mask_BS)
         events, masks = buckets.split(events_BSD), buckets.split(mask_BS)
         targets = [None] * len(events) if target_BD is None else buckets.split(target_BD)
@@ -116,6 +118,20 @@ class Interests(nn.Module):
                 parts.append(events_BSD.new_zeros(len(norms_KN2D), buckets.counts[n], self.width))
         return buckets.join(parts)
 
+    def _padded(
+        self,
+        events_BSD: Tensor,
+        mask_BS: Tensor,
+        target_BD: Tensor | None,
+        m: int,
+        norms_KN2D: Tensor,
+    ) -> Tensor:
+        """z_KBD with all rows at full width; a row without events runs as one, and is then 0."""
+        held_B1 = mask_BS.any(dim=1, keepdim=True)
+        some_BS = torch.cat([mask_BS[:, :1] | ~held_B1, mask_BS[:, 1:]], dim=1)
+        pooled_KBD = self._pooled(events_BSD, some_BS, target_BD, self.poolings[m], norms_KN2D)
+        return torch.where(held_B1, pooled_KBD, pooled_KBD.new_zeros(()))
+
     def _pooled(
         self,
         events_RSD: Tensor,
@@ -128,7 +144,7 @@ class Interests(nn.Module):
         append = pooling == "append"
         if append and target_RD is not None:
             events_RSD = torch.cat([events_RSD, target_RD.unsqueeze(1)], dim=1)
-            mask_RS = torch.cat([mask_RS, mask_RS.new_ones(len(mask_RS), 1)], dim=1)
+            mask_RS = torch.cat([mask_RS, mask_RS.new_ones(mask_RS.shape[0], 1)], dim=1)
         if self.positions_SD is not None:
             events_RSD = events_RSD + self.positions_SD[num_newer(mask_RS)]
         encoded_KRSD = self.transformer(events_RSD, mask_RS, norms_KN2D, last_only=append)

@@ -142,6 +142,7 @@ class Phn(nn.Module):
         self.own_bias_T = nn.Parameter(torch.zeros(num_tasks)) if has_own else None
         additive = [config.output == "sum_logit" or kind == "regression" for kind in shape.kinds]
         additive = additive or [config.output == "sum_logit"] * num_tasks
+        self.all_additive = all(additive)
         self.register_buffer("additive_T", torch.tensor(additive), persistent=False)
 
     @property
@@ -169,7 +170,7 @@ class Phn(nn.Module):
             return shared_TB.t()
         own_TB = own_TEB.sum(dim=1) + self.own_bias_T[:, None]
         total_TB = shared_TB + own_TB
-        if self.additive_T.all():
+        if self.all_additive:
             return total_TB.t()
         mean_TB = logit_of_mean(shared_TB, own_TB)
         return torch.where(self.additive_T[:, None], total_TB, mean_TB).t()
@@ -180,7 +181,7 @@ class Phn(nn.Module):
         E' is 0 where all experts are shared.
         """
         fields_BFD = x_1BI[0].unflatten(-1, (self.fields.num_fields, self.fields.width))
-        shared, own = [], [x_1BI.new_zeros(len(self.shared_bias_T), 0, len(fields_BFD))]
+        shared, own = [], [x_1BI.new_zeros(len(self.shared_bias_T), 0, fields_BFD.shape[0])]
         for name, is_shared in self.branch_is_shared.items():
             out_OEBH = self._branch(name)(fields_BFD)
             if is_shared:

@@ -33,24 +33,33 @@ def train_cell(values: dict[str, Any], threads: int, models: Models) -> dict[str
     Returns:
         {"result": as result.json} or {"error": text} for what the user must mend.
     """
-    _begin(threads, models)
+    begin(threads, models)
     config = parse(TrainConfig, values, "a run of the study")
     try:
-        return {"result": alone.train(config, resume=Run.of(config).exists())}
+        return {"result": alone.train(as_begun(config), resume=Run.of(config).exists())}
     except (InputError, NonFinite) as error:
         return {"error": str(error)}
 
 
+def as_begun(config: TrainConfig) -> TrainConfig:
+    """The config of a run that is new, or was begun: then with the checkpoint it started from."""
+    run = Run.of(config)
+    if config.init_from is None or not run.exists():
+        return config
+    return config.model_copy(update={"init_from": run.read_config().init_from})
+
+
 def score_cell(run: str, log: str, out: str, threads: int, models: Models) -> dict[str, Any]:
     """Scores a log with a run's best checkpoint; as `train_cell`."""
-    _begin(threads, models)
+    begin(threads, models)
     try:
         return {"result": alone.predict(run, log, out)}
     except (InputError, NonFinite) as error:
         return {"error": str(error)}
 
 
-def _begin(threads: int, models: Models) -> None:
+def begin(threads: int, models: Models) -> None:
+    """Prepares a process of its own: its torch threads, and models it would not know."""
     torch.set_num_threads(threads)
     for name, cls in models.items():
         registry.register(name, cls)

@@ -1,7 +1,6 @@
 """Conducts a study: search, seeds, scores, comparison. What is finished is not done again."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ import ray
 from ray.exceptions import RayError
 
 from raymtl.analysis import Cell, Comparison, Options, compare
-from raymtl.cluster import address_of, session
+from raymtl.cluster import session, side_by_side
 from raymtl.config import LaunchSection, dump
 from raymtl.errors import InputError, RankFailed
 from raymtl.models import registry
@@ -47,7 +46,8 @@ def conduct(study: StudyConfig, address: str | None = None, show: Show = print) 
     folder.write(CONFIG, dump(study).encode())
     one = LaunchSection(address=address, num_workers=1, cpus_per_worker=study.cpus_per_run)
     with session(one):
-        study = study.model_copy(update={"parallel": _parallel(study, address)})
+        together = side_by_side(study.parallel, study.cpus_per_run, address)
+        study = study.model_copy(update={"parallel": together})
         metrics = _train_all(study, grid, show)
         choices = _chosen(study, grid, metrics)
         folder.write(CHOICES, json.dumps(choices, indent=1).encode())
@@ -216,18 +216,6 @@ def _parallelly(
             outcome = {"error": f"{type(error).__name__}: {error}"}
         (failed if "error" in outcome else ended).add(number)
         yield number, outcome
-
-
-def _parallel(study: StudyConfig, address: str | None) -> int:
-    """Runs side by side: as asked, or one for each real core of this machine or CPU of a cluster.
-
-    A local Ray is told of more CPUs than there are cores, so that reading never waits.
-    """
-    if study.parallel is not None:
-        return study.parallel
-    joined = address_of(LaunchSection(address=address)) is not None
-    cpus = ray.cluster_resources().get("CPU", 1.0) if joined else os.cpu_count() or 1
-    return max(1, int(cpus) // study.cpus_per_run)
 
 
 def _raise_if(errors: Sequence[str]) -> None:

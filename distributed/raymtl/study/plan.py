@@ -60,12 +60,12 @@ def planned(
     own = {key: value for key, value in point.items() if key not in earlier}
     values = merged(study.base, model.values)
     for key, value in own.items():
-        _set(values, key, value)
+        put(values, key, value)
     before = None
     if study.pretrain is not None:
         first = merged(merged(study.base, model.values), study.pretrain)
         for key, value in earlier.items():
-            _set(first, key.removeprefix(PRETRAIN), value)
+            put(first, key.removeprefix(PRETRAIN), value)
         before = _named(study, f"{model.label}-pretrained", earlier, first, seed)
         values["init_from"] = Run.of(before.config).url
     return replace(_named(study, model.label, point, values, seed), before=before)
@@ -93,7 +93,8 @@ def merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def _set(values: dict[str, Any], key: str, value: Any) -> None:
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a dotted key in nested values."""
     *parents, last = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})

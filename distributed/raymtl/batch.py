@@ -8,6 +8,7 @@ Shape legend, used by tensor names all over raymtl:
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,10 @@ class Batch:
 
     def head(self, num_rows: int) -> "Batch":
         """Its first rows; keys are left out."""
-        cut = {k: v[:num_rows] for k, v in vars(self).items() if isinstance(v, Tensor | np.ndarray)}
+        values = vars(self).items()
+        cut: dict[str, Any] = {
+            k: v[:num_rows] for k, v in values if isinstance(v, Tensor | np.ndarray)
+        }
         return Batch(step=self.step, **cut)
 
     def to(self, device: torch.device) -> "Batch":

@@ -24,8 +24,8 @@ from raymtl.metrics import TrainingHistograms
 from raymtl.saving import Saver
 from raymtl.status import agree, attempt, raise_together
 
-NOTICE_INTERVAL_S = 1.0
-"""Seconds between two questions whether a node is about to go."""
+NOTICE_INTERVAL_S = 5.0
+"""Seconds between two questions whether a node is about to go; each waits for all ranks."""
 
 
 class Source(Protocol):

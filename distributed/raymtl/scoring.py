@@ -84,16 +84,16 @@ def evaluate(
         show(f"evaluating {found.folder.url} on {rows:,} rows of {log}")
         metrics = run_workers(evaluate_rank, payload, config, ray_folder, show)
     result = {"checkpoint": found.folder.url, "log": log, "rows": rows, "metrics": metrics}
-    return result | {"drift": _drift(found, payload)}
+    return result | {"drift": drift_of(found, payload)}
 
 
-def _drift(found: Checkpoint, payload: dict[str, Any]) -> dict[str, Any] | None:
+def drift_of(found: Checkpoint, payload: dict[str, Any]) -> dict[str, Any] | None:
     """The log's columns beside those of the model's training part; null where these are unknown."""
     then = drift.read_distributions(found.folder)
     if then is None:
         return None
-    reading = parse(LogSchema, payload["reading"], "the log's schema")
-    return drift.compared(then, drift.of_log(payload["index"], reading), reading)
+    schema = parse(LogSchema, payload["schema"], "the checkpoint's schema")
+    return drift.compared(then, drift.of_log(payload["index"], schema), schema)
 
 
 def predict(

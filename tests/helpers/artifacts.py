@@ -13,6 +13,12 @@ from raymtl import alone
 from raymtl.artifact.export import export
 from raymtl.config import TrainConfig, parse
 
+FEWER = {
+    name: {"num_dnn_experts": 1, "num_interaction_experts": 1, "num_interaction_layers": 1}
+    for name in ("dephn", "mt_phn")
+}
+"""Models whose every expert costs seconds to trace."""
+
 
 def trained(folder: Path | str, model: str, log: dict[str, Any], steps: int = 2) -> str:
     """Trains a small model for a few steps and returns its run.
@@ -21,7 +27,7 @@ def trained(folder: Path | str, model: str, log: dict[str, Any], steps: int = 2)
         log: the config's `data.train` and `data.valid`.
     """
     data = {"num_lanes": 8, "chunk_rows": 256, **log}
-    section = small_section(model).model_dump()
+    section = small_section(model, **FEWER.get(model, {})).model_dump()
     overrides = [f"name={model}", f"train.max_steps={steps}"]
     values = small_config(str(folder), *overrides, model=section, data=data)
     values["train"]["global_batch_size"] = 64

@@ -8,8 +8,10 @@ import pyarrow.parquet as pq
 import yaml
 
 from raymtl.config import TrainConfig, dump, parse
-from raymtl.data.carried import TRANSFORMS
+from raymtl.data.carried import DISTRIBUTIONS, TRANSFORMS
+from raymtl.data.drift import dump_distributions, of_log
 from raymtl.data.fitted import digest_of, file_digest
+from raymtl.data.log import read_index
 from raymtl.schema import LogSchema
 from raymtl.storage import filesystem
 
@@ -55,6 +57,8 @@ def write_day(folder: Path, day: int, rows: int = 600, chained: bool = True) -> 
     text = yaml.safe_dump({"digest": digest_of(content), **content}, sort_keys=False)
     (log / TRANSFORMS).write_text(text)
     (log / "train" / "schema.yaml").write_text(dump(values))
+    counts = of_log(read_index(str(log / "train")), values)
+    (log / DISTRIBUTIONS).write_text(dump_distributions(counts))
     return str(log / "train")
 
 

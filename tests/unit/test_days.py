@@ -17,6 +17,7 @@ from raymtl.learner import Learner
 from raymtl.preflight import check_run, schema_at
 from raymtl.run import choose
 from raymtl.scores import auc, log_loss
+from raymtl.scoring import Pick, checked, drift_of
 
 DAYS = 7
 TABLES = ("user", "item", "hour")
@@ -169,3 +170,16 @@ def test_a_schema_that_changed_under_a_run_is_refused_at_resume(tmp_path: Path) 
     path.write_text(path.read_text().replace("loss_weight: 1.0", "loss_weight: 2.0"))
     with pytest.raises(InputError, match=r"(?s)schema changed.*loss_weight = 2\.0"):
         check_run(config, resume=True)
+
+
+def test_evaluation_holds_a_later_log_against_the_model_s_own_training(
+    logs: list[str], chain: list[dict]
+) -> None:
+    found, payload, _ = checked(chain[0]["run"], Pick("last"), logs[DAYS - 1], labels=True)
+    drift = drift_of(found, payload)
+    assert drift is not None and set(drift) == set(TABLES)
+    item = pq.read_table(f"{logs[DAYS - 1]}/part-0.parquet")["item"].to_numpy()
+    later = (item > items_of(1)).mean()
+    assert drift["item"]["unknown"] == pytest.approx(later, abs=1e-6)
+    assert drift["item"]["train_unknown"] == 0 and drift["item"]["jumps"] == ["unknown", "psi"]
+    assert drift["user"]["jumps"] == drift["hour"]["jumps"] == []

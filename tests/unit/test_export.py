@@ -53,13 +53,13 @@ def test_every_models_artifact_scores_as_load_and_predict_do(
     alone.predict(run, f"{home}/log/test", f"{home}/{name}/scores")
     written = pq.read_table(next((home / name / "scores").glob("*.parquet"))).sort_by("log_row")
     for task, loaded in raymtl.load(run).predict(rows).items():
-        np.testing.assert_allclose(scores[task], loaded, rtol=0, atol=AGREES)
-        np.testing.assert_allclose(scores[task], written[task].to_numpy(), rtol=0, atol=AGREES)
+        np.testing.assert_allclose(scores[task], loaded, rtol=AGREES, atol=AGREES)
+        np.testing.assert_allclose(scores[task], written[task].to_numpy(), rtol=AGREES, atol=AGREES)
         assert np.unique(scores[task]).size > 100
     for row in (0, 7):
         single = {column: values[row : row + 1] for column, values in request.items()}
         for task, score in scorer.score(single, "log").items():
-            np.testing.assert_allclose(score, scores[task][row], rtol=0, atol=AGREES)
+            np.testing.assert_allclose(score, scores[task][row], rtol=AGREES, atol=AGREES)
 
 
 def test_a_log_that_was_never_prepared_is_asked_for_with_its_own_columns(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_log_that_was_never_prepared_is_asked_for_with_its_own_columns(tmp_pat
     rows = pq.read_table(sorted((tmp_path / "test").glob("part-*.parquet")))
     scores = scorer.score(columns_of(scorer, "log", rows))
     for task, loaded in raymtl.load(run).predict(rows).items():
-        np.testing.assert_allclose(scores[task], loaded, rtol=0, atol=AGREES)
+        np.testing.assert_allclose(scores[task], loaded, rtol=AGREES, atol=AGREES)
 
 
 def test_raw_and_prepared_columns_of_the_same_rows_score_alike(
@@ -84,8 +84,8 @@ def test_raw_and_prepared_columns_of_the_same_rows_score_alike(
     as_raw = scorer.score(columns_of(scorer, "raw", raw_columns(300)))
     assert scorer.forms == ("raw", "log")
     for task in ("click", "stay", "like"):
-        np.testing.assert_allclose(as_log[task], expected[task], rtol=0, atol=AGREES)
-        np.testing.assert_allclose(as_raw[task], expected[task], rtol=0, atol=AGREES)
+        np.testing.assert_allclose(as_log[task], expected[task], rtol=AGREES, atol=AGREES)
+        np.testing.assert_allclose(as_raw[task], expected[task], rtol=AGREES, atol=AGREES)
 
 
 def test_arrays_and_lists_of_numpy_and_python_values_are_one_request(
@@ -109,7 +109,11 @@ def test_no_rows_get_no_scores(prepared: tuple[str, Path]) -> None:
     scorer = Scorer(prepared[1])
     for form in scorer.forms:
         scores = scorer.score({name: [] for name in scorer.columns(form)}, form)
-        assert {task: s.shape for task, s in scores.items()} == {"click": (0,), "stay": (0,), "like": (0,)}
+        assert {task: s.shape for task, s in scores.items()} == {
+            "click": (0,),
+            "stay": (0,),
+            "like": (0,),
+        }
 
 
 def test_a_column_with_a_default_may_be_left_out(prepared: tuple[str, Path]) -> None:

@@ -84,6 +84,8 @@ def _counted(table: pa.Table, f: Feature, name: str, schema: LogSchema) -> Count
         missing += int((lengths.to_numpy() == 0).sum())
         column = column.flatten()
     values = column.drop_null().to_numpy(zero_copy_only=False)
+    if looks_up(f):  # rows that a longer vocabulary added are unknown to this one
+        values = np.where(values < schema.table(f.table_name).num_rows, values, 0)  # type: ignore[union-attr]
     bin_n = _id_bins(values, f, schema) if looks_up(f) else _number_bins(values)
     found, counts = np.unique(bin_n, return_counts=True)
     return {
@@ -178,7 +180,11 @@ def _share(counts: Counts, part: str, whole: str) -> float:
 
 
 def of_log(index: LogIndex, schema: LogSchema, most_rows: int = MOST_ROWS) -> dict[str, Counts]:
-    """Each feature's counts over a prepared log, at most about `most_rows` rows of it."""
+    """Each feature's counts over a prepared log, at most about `most_rows` rows of it.
+
+    Args:
+        schema: of the model; rows past its tables count as out of vocabulary.
+    """
     distributions = Distributions({"log": {}})
     columns = {f.name: f.source for f in schema.features}
     for chunk in _spread(index, most_rows):

@@ -30,7 +30,7 @@ GOING_ON = re.compile(r"going on from step (\d+)")
 FAULT_AT = 40
 """Step of the checkpoint after which the fault comes."""
 CASE_TIMEOUT_S = 600.0
-SETTINGS = ["train.num_epochs=4", "checkpoint.every_steps=20", "validation.every_steps=100"]
+SETTINGS = ["train.num_epochs=12", "checkpoint.every_steps=20", "validation.every_steps=100"]
 SETTINGS += ["train.report_every_steps=1", "failure.max_failures=5", "failure.hang_timeout_s=30"]
 
 
@@ -242,7 +242,12 @@ def disturbed(trial: Trial, fault: Callable[[Trial, Command], None], *overrides:
     after = [(at, step) for at, step in command.resumed if at >= trial.fault_s]
     seconds = after[0][0] - trial.fault_s if after else 0.0
     lost = trial.fault_step - after[0][1] if after else 0
-    return {"exit": code, "seconds": seconds, "steps_lost": max(0, lost)}
+    return {
+        "exit": code,
+        "resumed": bool(after),
+        "seconds": seconds,
+        "steps_lost": max(0, lost),
+    }
 
 
 def same(trial: Trial, whole: Path) -> str:
@@ -274,13 +279,15 @@ FAULTS: dict[str, Callable[[Trial, Command], None]] = {
 }
 STARTED_BY_HAND = (driver_killed, disk_filled)
 """Faults after which the command is typed once more."""
+UNNOTICED = (data_task_killed, store_filled)
+"""Faults that training does not stop for."""
 
 
 def joined_and_left(cluster: LocalCluster, log: str, whole: Path, number: int) -> dict:
     """2 -> 3 -> 2 workers: a node joins, another is drained."""
     trial = Trial(cluster, log, f"elastic-{number}")
     elastic = ["launch.num_workers={min: 2, max: 3}", "launch.resize_check_s=5"]
-    elastic += ["launch.cpus_per_worker=3", "train.num_epochs=16"]
+    elastic += ["launch.cpus_per_worker=3", "train.num_epochs=48"]
     command = trial.start(*elastic)
     trial.wait_for_checkpoint(command)
     trial.struck()
@@ -326,6 +333,8 @@ def main() -> int:
                 with small_disk(trial) if fault is disk_filled else nullcontext():
                     row = disturbed(trial, fault)
                     wrong = f"exit {row['exit']}" if row["exit"] else same(trial, whole.run)
+                    if not row["resumed"] and fault not in UNNOTICED:
+                        wrong = wrong or "ended before"
                 rows.append({"what": name, "came": wrong or "same bytes", "good": not wrong, **row})
                 show(rows[-1])
             if not args.only or "elastic" in args.only:

@@ -83,7 +83,8 @@ def worlds(job: Job, nodes: Nodes) -> list[int]:
     """Numbers of workers that are predicted: powers of two, and the config's own."""
     most = min(job.config.data.num_lanes, max(1, nodes.count * nodes.cores))
     powers = [2**n for n in range(most.bit_length()) if 2**n <= most]
-    return sorted({*powers, job.config.launch.most_workers})
+    launch = job.config.launch
+    return sorted({*powers, launch.fewest_workers, launch.most_workers})
 
 
 def points(job: Job, nodes: Nodes, cores: int) -> list[tuple[int, int]]:

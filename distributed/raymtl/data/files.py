@@ -97,10 +97,18 @@ def read_footer(fs: pafs.FileSystem, location: str, name: str) -> Footer:
     try:
         metadata, digest = read_metadata(fs, location)
         schema = metadata.schema.to_arrow_schema().remove_metadata()
-    except (OSError, pa.ArrowException) as error:
+        groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+        require_sum(metadata.num_rows, groups)
+    except (OSError, pa.ArrowException, ValueError) as error:
         raise _unreadable(name, error) from None
-    groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
     return Footer(metadata.num_rows, groups, digest, schema)
+
+
+def require_sum(num_rows: object, groups: tuple[object, ...]) -> None:
+    """Raises ValueError unless the row groups' rows are counts that add up to the file's."""
+    counts = [n for n in (num_rows, *groups) if type(n) is int and n >= 0]
+    if len(counts) != 1 + len(groups) or counts[0] != sum(counts[1:]):
+        raise ValueError(f"{num_rows} rows in row groups of {groups[:5]}")
 
 
 def read_metadata(fs: pafs.FileSystem, location: str) -> tuple[pq.FileMetaData, str]:

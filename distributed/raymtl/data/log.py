@@ -16,6 +16,7 @@ from raymtl.data.files import (
     find_files,
     partitions_of,
     read_footer,
+    require_sum,
 )
 from raymtl.data.read import read_chunk
 from raymtl.errors import InputError, input_error_in
@@ -135,14 +136,21 @@ class LogIndex:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "LogIndex":
-        """The index that `to_dict` gave; enough to compare and to order, not to check columns."""
-        files = tuple(
-            LogFile(path, num_rows, tuple(groups), size, digest)
-            for (path, num_rows, size, digest), groups in zip(
-                values["files"], values["row_groups"], strict=True
-            )
-        )
-        return cls(values["url"], files, is_file=values["is_file"])
+        """The index that `to_dict` gave; enough to compare and to order, not to check columns.
+
+        Raises:
+            ValueError, TypeError, KeyError: the values are not what `to_dict` gives.
+        """
+        files = []
+        for found, groups in zip(values["files"], values["row_groups"], strict=True):
+            path, num_rows, size, digest = found
+            require_sum(num_rows, tuple(groups))
+            if not (isinstance(path, str) and isinstance(digest, str) and type(size) is int):
+                raise ValueError(f"a file described as {found}")
+            files.append(LogFile(path, num_rows, tuple(groups), size, digest))
+        if not isinstance(values["url"], str):
+            raise ValueError(f"a log at {values['url']}")
+        return cls(values["url"], tuple(files), is_file=bool(values["is_file"]))
 
 
 def read_index(
@@ -235,7 +243,11 @@ def _stored_index(url: str, found: list[FoundFile]) -> LogIndex | None:
             for row in rows
         ]
         sizes = [(row["path"], row["size_bytes"]) for row in rows]
-    except (OSError, pa.ArrowException, KeyError, TypeError):
+        for footer in footers:
+            require_sum(footer.num_rows, footer.row_group_rows)
+            if not isinstance(footer.digest, str):
+                return None
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return None
     newest = max(f.modified_ns or 0 for f in found)
     if sizes != [(f.path, f.size_bytes) for f in found] or newest > (info.mtime_ns or newest):

@@ -8,8 +8,11 @@ RUNTIME := $(VENV)/runtime.stamp
 TOOLS := $(VENV)/tools.stamp
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
+# Processes start by the hundred here: modules are compiled once, not by each of them.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help setup dev demo test lint format types fuzz cluster chaos clean
+.PHONY: help setup dev demo test long lint format types fuzz cluster chaos clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +28,10 @@ test: $(TOOLS)  ## ruff, pyright, pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" --durations 20
+
+long: $(TOOLS)  ## the tests that `make test` leaves out for their length
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m long
 
 lint: $(TOOLS)  ## ruff: rules and format
 	$(BIN)/ruff check .

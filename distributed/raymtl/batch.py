@@ -7,8 +7,7 @@ Shape legend, used by tensor names all over raymtl:
     C id columns (one per categorical, max_length per bag or sequence).
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -60,11 +59,8 @@ class Batch:
 
     def head(self, num_rows: int) -> "Batch":
         """Its first rows; keys are left out."""
-        values = vars(self).items()
-        cut: dict[str, Any] = {
-            k: v[:num_rows] for k, v in values if isinstance(v, Tensor | np.ndarray)
-        }
-        return Batch(step=self.step, **cut)
+        by_row = {k: v for k, v in vars(self).items() if isinstance(v, Tensor | np.ndarray)}
+        return replace(self, keys={}, **{k: v[:num_rows] for k, v in by_row.items()})
 
     def to(self, device: torch.device) -> "Batch":
         """Moves the tensors; the origin and the keys stay on the host."""

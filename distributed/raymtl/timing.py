@@ -25,7 +25,7 @@ class TimeSplit:
     """
 
     def __init__(self) -> None:
-        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self._at_last_share = dict(self.seconds)
         self._since = time.monotonic()
 

@@ -140,6 +140,7 @@ def test_a_study_stops_what_is_behind_and_leaves_a_config_that_trains(folder: st
     assert all_free()
 
 
+@pytest.mark.long
 def test_two_objectives_and_seeds_give_a_front(folder: str) -> None:
     study = small_tuning(
         folder,
@@ -161,6 +162,7 @@ def test_two_objectives_and_seeds_give_a_front(folder: str) -> None:
     assert "Pareto front" in Path(found.folder.url, "report.html").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_study_whose_driver_is_killed_goes_on_and_repeats_nothing(folder: str) -> None:
     study = small_tuning(

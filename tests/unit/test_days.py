@@ -111,7 +111,8 @@ def test_each_day_is_scored_before_it_is_trained_on(
         alone.predict(chain[day - 2]["run"], logs[day - 1], out)
         scores = pq.read_table(out).sort_by("log_row")["click"].to_numpy()
         labels = pq.read_table(f"{logs[day - 1]}/part-0.parquet")["click"].to_numpy()
-        assert found["click/auc"] == pytest.approx(auc(scores, labels), abs=1e-6)
+        # Two passes may round two near scores into another order.
+        assert found["click/auc"] == pytest.approx(auc(scores, labels), abs=1e-4)
         assert found["click/log_loss"] == pytest.approx(log_loss(scores, labels), abs=1e-5)
         first = read_lines(chain[day - 1]["run"])[0]
         assert first["step"] == 0 and first["before/click/auc"] == found["click/auc"]

@@ -28,6 +28,7 @@ from raymtl.schema import LogSchema
 from raymtl.scorer import RequestError, Scorer
 from raymtl.storage import Folder
 
+pytestmark = pytest.mark.timeout(400)  # tracing is slow on a busy machine
 AGREES = 1e-6
 
 

@@ -13,7 +13,7 @@ from helpers.training import train_config
 from raymtl.analysis import plan
 from raymtl.analysis.plan import Nodes
 from raymtl.analysis.rates import Rates, StepPoint
-from raymtl.config import EmbeddingSection
+from raymtl.config import EmbeddingSection, WorkerRange
 from raymtl.embedding.tables import table_specs
 from raymtl.errors import InputError
 from raymtl.models import registry
@@ -93,9 +93,16 @@ def test_training_and_reading_share_the_cores(job: Job) -> None:
     assert far.limit == "exchange"
 
 
+def override_workers(job: Job, fewest: int, most: int) -> Job:
+    launch = job.config.launch.model_copy(update={"num_workers": WorkerRange(min=fewest, max=most)})
+    return replace(job, config=job.config.model_copy(update={"launch": launch}))
+
+
 def test_the_fewest_workers_are_those_whose_machine_holds_them(job: Job) -> None:
     found = plan.predictions(job, RATES, HERE)
     assert [p.num_workers for p in found] == [1, 2, 4] and plan.fewest_workers(found) == 1
+    ranged = override_workers(job, 3, 6)
+    assert plan.worlds(ranged, HERE) == [1, 2, 3, 4, 6]
     tight = plan.predictions(job, RATES, Nodes(1, 4, 1000))
     assert plan.fewest_workers(tight) is None and {p.limit for p in tight} == {"memory"}
 

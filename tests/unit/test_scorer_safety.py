@@ -16,6 +16,7 @@ from helpers.prepared import raw_columns
 from raymtl.scorer import ArtifactError, RequestError, Scorer
 from raymtl.scorer.files import FILES, MANIFEST
 
+pytestmark = pytest.mark.timeout(400)  # tracing is slow on a busy machine
 MEMBERS = [name for name in FILES if name not in ("schema.yaml", "scorer.py")]
 """What the scorer reads of an artifact besides the manifest; the two others it only hashes."""
 

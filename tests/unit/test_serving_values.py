@@ -14,6 +14,7 @@ from raymtl.data.decode import decode
 from raymtl.data.lanes import read_batches
 from raymtl.errors import InputError
 from raymtl.layout import PAD, Layout
+from raymtl.loaded import unlabelled
 from raymtl.preflight import indexed
 from raymtl.schema import LogSchema
 from raymtl.scores import auc
@@ -75,7 +76,7 @@ def test_serving_values_are_decoded_as_a_row_of_the_log_would_be() -> None:
 
 def test_only_the_columns_of_such_features_change() -> None:
     layout, table = Layout.of(SCHEMA), rows(5, 3)
-    batch = api.unlabelled(decode(table, SCHEMA, layout, "here"), layout)
+    batch = unlabelled(decode(table, SCHEMA, layout, "here"), layout)
     served = ServingValues.of(SCHEMA, layout).apply(batch)
     assert torch.equal(served.ids_BC[:, 0], batch.ids_BC[:, 0])
     assert served.ids_BC[:, 1].tolist() == [2] * 5 and served.ids_BC[:, 2].tolist() == [PAD] * 5

@@ -156,7 +156,8 @@ class Watch:
             self._value = _finite(objective.value(self._objective, metrics), {"step": step})
             self._best = metric
         rows = step * self._batch_size if rows is None else rows
-        return {VALUE: self._value, STEP: step, ROWS: rows, "whole": False}
+        # Ray Tune wants every objective in every report; the cost is known at the end.
+        return {VALUE: self._value, COST: None, STEP: step, ROWS: rows, "whole": False}
 
 
 class RankReports(TuneReportCallback):

@@ -80,7 +80,7 @@ class Prediction:
 
 
 def worlds(job: Job, nodes: Nodes) -> list[int]:
-    """Numbers of workers that are predicted: powers of two, and the config's own."""
+    """Numbers of workers that are predicted: powers of two, the config's fewest and most."""
     most = min(job.config.data.num_lanes, max(1, nodes.count * nodes.cores))
     powers = [2**n for n in range(most.bit_length()) if 2**n <= most]
     launch = job.config.launch

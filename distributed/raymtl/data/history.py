@@ -121,7 +121,7 @@ def _needs(config: PrepareConfig) -> list[tuple[str, str, str]]:
             needs.append((f"sequences.order of {source}", column, ORDERED))
         for item in config.sequences.lists:
             needs.append((f"list {item.name}", item.item, ONE))
-            if item.where:
+            if item.where and item.where.column:
                 needs.append((f"list {item.name}", item.where.column, NUMBER))
     for rate in config.rates:
         needs += [(f"rate {rate.name}", key, ONE) for key in rate.keys]

@@ -28,6 +28,17 @@ class ItemList(Section):
         return self.length or 50
 
     @model_validator(mode="after")
+    def _of_columns(self) -> "ItemList":
+        if self.where is not None and self.where.min_age_days is not None:
+            raise InputError(
+                f"list {self.name} asks for the age of its rows",
+                f"where.min_age_days = {self.where.min_age_days}",
+                "a column and its limits: a list holds what came before a row, whatever its age",
+                "remove min_age_days, or derive a column that tells it",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_way(self) -> "ItemList":
         if self.like is not None and (self.where is not None or self.length is not None):
             raise InputError(
@@ -85,7 +96,8 @@ class Sequences(Section):
     def columns(self) -> list[str]:
         """Raw, joined and derived columns this reads, each once."""
         rules = [w.where.column for w in self.windows if w.where]
-        return list(dict.fromkeys([self.user, *self.order.values(), *self.items, *rules]))
+        columns = [self.user, *self.order.values(), *self.items, *rules]
+        return list(dict.fromkeys(c for c in columns if c is not None))
 
 
 class Rate(Section):

@@ -185,13 +185,22 @@ class Folder:
         return folder
 
     def delete(self, name: str) -> None:
-        """Removes a file or a folder below this one, if it is there."""
+        """Removes a file or a folder below this one, if it is there.
+
+        What goes away meanwhile is no error: a worker of an earlier attempt may still be writing.
+        """
         path = f"{self.path}/{name}"
-        kind = self.filesystem.get_file_info(path).type
-        if kind == fs.FileType.Directory:
-            self.filesystem.delete_dir(path)
-        elif kind == fs.FileType.File:
-            self.filesystem.delete_file(path)
+        for last in (False, False, True):
+            kind = self.filesystem.get_file_info(path).type
+            try:
+                if kind == fs.FileType.Directory:
+                    self.filesystem.delete_dir(path)
+                elif kind == fs.FileType.File:
+                    self.filesystem.delete_file(path)
+                return
+            except FileNotFoundError:
+                if last:
+                    raise
 
     def require_writable(self) -> None:
         """Raises InputError unless a file can be made here."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raymtl import storage
-from raymtl.storage import START_FOLDER, absolute, persistently
+from raymtl.storage import START_FOLDER, Folder, absolute, persistently
 
 
 class Failing:
@@ -48,3 +48,22 @@ def test_relative_paths_start_where_a_jobs_command_was_typed(
     monkeypatch.setenv(START_FOLDER, "/home/someone")
     assert absolute("runs") == "/home/someone/runs"
     assert absolute("/data") == "/data" and absolute("s3://b/runs/") == "s3://b/runs"
+
+
+def test_a_folder_is_removed_though_its_files_come_and_go(tmp_path: Path) -> None:
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "file").write_text("of a worker that is not dead yet")
+    folder = Folder(str(tmp_path))
+    inner, refusals = folder.filesystem, [FileNotFoundError("it went away meanwhile")]
+
+    class Racing:
+        get_file_info = inner.get_file_info
+
+        def delete_dir(self, path: str) -> None:
+            if refusals:
+                raise refusals.pop()
+            inner.delete_dir(path)
+
+    folder.filesystem = Racing()  # pyright: ignore[reportAttributeAccessIssue]
+    folder.delete("step")
+    assert not (tmp_path / "step").exists() and not refusals

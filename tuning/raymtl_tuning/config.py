@@ -174,7 +174,15 @@ class TuneConfig(Section):
     @property
     def num_workers(self) -> int:
         """Ray Train workers of a trial; 1 trains in the trial's own process."""
-        return int(self.base.get("launch", {}).get("num_workers", 1))
+        found = self.base.get("launch", {}).get("num_workers", 1)
+        if isinstance(found, dict):
+            raise InputError(
+                "a trial has a fixed number of workers",
+                f"base.launch.num_workers = {found}",
+                "one number, so that trials take as much room as was counted for them",
+                "give a number",
+            )
+        return int(found)
 
 
 def _check_objectives(config: TuneConfig) -> None:

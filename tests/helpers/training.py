@@ -1,6 +1,7 @@
 """Whole training runs on gloo ranks, without Ray: what the trainer's tests run in processes."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -83,6 +84,12 @@ class Watched:
         if self.failing["how"] == "nan":
             batch.numeric_BN[:2] = float("nan")
         return batch
+
+
+def train_on_rank_with(environment: dict[str, str], values: dict[str, Any]) -> dict[str, Any]:
+    """Collective. `train_on_rank` in an environment that rank processes did not start with."""
+    os.environ.update(environment)
+    return train_on_rank(values)
 
 
 def train_on_rank(

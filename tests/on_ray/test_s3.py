@@ -1,5 +1,6 @@
 """Raw files, log and run on an S3 server: a worker is killed, the run goes on and is scored."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from helpers.disturber import Disturber
 from helpers.procs import run_ranks
 from helpers.raw_logs import CONFIG, write_raw
 from helpers.s3 import BUCKET, s3_server
-from helpers.training import bytes_of, read_lines, small_config, train_on_rank
+from helpers.training import bytes_of, read_lines, small_config, train_on_rank_with
 from raymtl import launch, scoring
 from raymtl.config import LaunchSection, TrainConfig, override, parse
 from raymtl.data.log import read_index
@@ -52,6 +53,7 @@ def copied(run: str, folder: Path) -> str:
     return str(folder)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_killed_run_with_everything_on_s3_ends_as_one_on_a_disk_and_writes_no_secret(
     secret: str, log: str, local_ray: Path, tmp_path: Path
@@ -60,7 +62,9 @@ def test_a_killed_run_with_everything_on_s3_ends_as_one_on_a_disk_and_writes_no_
     disturber = Disturber(f"{made.storage}/{made.name}", (1, 10, signal.SIGKILL))
     result = launch.train(made, show=disturber)
     assert disturber.signalled == 1 and any(line.startswith("going on") for line in disturber.lines)
-    undisturbed = run_ranks(train_on_rank, 2, values(log, str(tmp_path / "disk")))[0]
+    server = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
+    on_disk = values(log, str(tmp_path / "disk"))
+    undisturbed = run_ranks(train_on_rank_with, 2, server, on_disk)[0]
     assert result["state"] == undisturbed["state"]
     here = copied(result["run"], tmp_path / "killed")
     assert bytes_of(here) == bytes_of(undisturbed["run"])

@@ -72,6 +72,7 @@ def all_free(timeout_s: float = 60.0) -> bool:
     return free
 
 
+@pytest.mark.long
 def test_trials_that_fail_are_recorded_and_the_study_goes_on(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

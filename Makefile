@@ -28,7 +28,7 @@ test: $(TOOLS)  ## ruff, pyright, pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" --durations 20
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" --durations 20
 
 long: $(TOOLS)  ## the tests that `make test` leaves out for their length
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m long

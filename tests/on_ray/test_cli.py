@@ -10,6 +10,7 @@ import pytest
 
 import raymtl as engine
 from helpers.cli import raymtl
+from raymtl.data.log import LOG_ROW
 
 SYNTH = ["rows=6000", "num_users=200", "num_items=100", "block_rows=3000", "chunk_rows=256"]
 TINY = ["embedding.width=4", "model.expert_hidden_units=[8]", "train.global_batch_size=512"]
@@ -43,13 +44,14 @@ def test_training_writes_a_run_with_its_result(folder):
 
 
 @pytest.mark.timeout(600)
-def test_predictions_of_the_command_and_of_the_loaded_model_are_equal(folder):
+def test_predictions_of_two_workers_and_of_the_loaded_model_are_equal(folder):
     log = rows_of_test(folder)
-    keyed = ["--key", "user", "--key", "item", "--key", "time"]
-    run(folder, "predict", "runs/stem", "--log", "log/test", "--out", "scores", *keyed)
+    options = ["--key", "user", "--key", "item", "--key", "time", "--key", LOG_ROW]
+    options += ["--log", "log/test", "--out", "scores", "--workers", "2"]
+    run(folder, "predict", "runs/stem", *options)
     written = pq.read_table(folder / "scores")
-    assert written.column_names == ["user", "item", "time", "click", "like"]
-    assert written.num_rows == log.num_rows == 600
+    assert written.column_names == ["user", "item", "time", LOG_ROW, "click", "like"]
+    assert sorted(written[LOG_ROW].to_pylist()) == list(range(log.num_rows)) == list(range(600))
     scores = engine.load(folder / "runs" / "stem").predict(log)
     for task in ("click", "like"):
         here = log.select(["user", "item", "time"]).append_column(task, [scores[task]])
@@ -67,7 +69,7 @@ def rows_by_key(table: pa.Table, task: str) -> list[float]:
 
 @pytest.mark.timeout(600)
 def test_evaluating_gives_the_metrics_of_the_loaded_models_scores(folder):
-    text = run(folder, "evaluate", "runs/stem", "--log", "log/test", "--json")
+    text = run(folder, "evaluate", "runs/stem", "--log", "log/test", "--json", "--workers", "2")
     printed = json.loads(text)
     stored = folder / "runs" / "stem" / "evaluate" / "test" / "result.json"
     assert json.loads(stored.read_text()) == printed

@@ -1,11 +1,10 @@
-"""Training on Ray: killed and hung workers, errors that end a run, evaluation and prediction."""
+"""Training on Ray: killed and hung workers, and errors that end a run."""
 
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,14 +15,10 @@ from helpers.disturber import Disturber
 from helpers.logs import small_log
 from helpers.own_model import Linear
 from helpers.training import bytes_of, read_lines, train_config
-from raymtl import alone, launch, scoring
-from raymtl.analysis.cells import read_outcomes
-from raymtl.config import LaunchSection, TrainConfig, override, parse
-from raymtl.data.log import LOG_ROW, read_index
+from raymtl import launch
+from raymtl.config import TrainConfig, override, parse
 from raymtl.errors import IdOutOfRange, InputError
 from raymtl.models import registry
-from raymtl.run import Run
-from raymtl.scores import auc
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(300)]
 
@@ -121,27 +116,3 @@ def test_a_bad_id_that_no_statistic_shows_ends_the_run_without_retries(tmp_path:
     with pytest.raises(IdOutOfRange, match="user"):
         launch.train(config(str(tmp_path)), show=lines.append)
     assert sum(line.startswith("rank 0 of 2") for line in lines) == 1
-
-
-def test_evaluation_and_prediction_on_ray_are_those_of_one_process(
-    log: str, undisturbed: dict[str, Any], tmp_path: Path
-) -> None:
-    run, test = undisturbed["run"], f"{log}/test"
-    keys = ("user", "time", LOG_ROW)
-    scoring.predict(run, test, str(tmp_path / "out"), keys, LaunchSection(num_workers=2))
-    scores = pq.read_table(tmp_path / "out").sort_by(LOG_ROW)
-    raw = pq.read_table(sorted(Path(test).glob("part*.parquet")))
-    assert scores.num_rows == raw.num_rows == 800
-    for key in ("user", "time"):
-        assert scores[key].to_pylist() == raw[key].to_pylist()
-    alone.predict(run, test, str(tmp_path / "alone"))
-    plain = pq.read_table(tmp_path / "alone").sort_by(LOG_ROW)
-    metrics = scoring.evaluate(run, test, LaunchSection(num_workers=2))["metrics"]
-    schema = Run(run).read_schema()
-    happened = read_outcomes(read_index(test, schema), schema)
-    for t, task in enumerate(happened.task_names):
-        values = plain[task].to_numpy()
-        np.testing.assert_allclose(scores[task].to_numpy(), values, rtol=1e-5, atol=1e-7)
-        seen = happened.weight_NT[:, t] > 0
-        labels, weights = happened.labels_NT[seen, t], happened.weight_NT[seen, t]
-        assert metrics[f"{task}/auc"] == pytest.approx(auc(values[seen], labels, weights), abs=1e-5)

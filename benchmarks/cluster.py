@@ -39,10 +39,22 @@ STUDY = {
         },
     ],
 }
+TUNING = {
+    "name": "small",
+    "trials": 2,
+    "search": {"method": "random"},
+    "space": {"model.num_shared_experts": {"choice": [1, 2]}},
+    "base": {
+        **STUDY["base"],
+        "validation": {"every_steps": 2},
+        "model": {"name": "stem", "expert_hidden_units": [8], "tower_hidden_units": [4]},
+    },
+}
 COMMANDS = [
     ["prepare", "prepare.yaml", "log"],
     ["train", "stem", "name=first", "data.train=log/train", "data.valid=log/valid", *SMALL],
     ["study", "study.yaml"],
+    ["tune", "tune.yaml"],
     ["evaluate", "runs/first", "--log", "log/test", "--workers", "2"],
     ["predict", "runs/first", "--log", "log/test", "--out", "scores", "--key", "log_row"],
 ]
@@ -64,6 +76,7 @@ def main() -> int:
         prepared = yaml.safe_load(CONFIG) | {"data_root": "raw"}
         (folder / "prepare.yaml").write_text(yaml.safe_dump(prepared))
         (folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
+        (folder / "tune.yaml").write_text(yaml.safe_dump(TUNING))
         rows += [
             refused(cluster, "without a token", ""),
             refused(cluster, "a wrong token", "0" * 64),

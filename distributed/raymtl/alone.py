@@ -70,7 +70,7 @@ def train(
         if line is not None:
             line(values)
 
-    reports = Reports(add_line, lambda values: None, lambda step, metrics: None)
+    reports = Reports(add_line, lambda values: None, lambda step, metrics: None, lines.flush)
     trainer = Trainer(job.config, learner, source, saver, reports)
     for warning in trainer.restore():
         logger.warning(warning)

@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -92,8 +92,11 @@ class CheckpointWriter:
         self._thread = threading.Thread(target=self._write, args=(snapshot,), daemon=True)
         self._thread.start()
 
-    def complete(self, device: torch.device) -> int:
+    def complete(self, device: torch.device, before: Callable[[], None]) -> int:
         """Collective. Waits for all ranks' files, then rank 0 writes the manifest.
+
+        Args:
+            before: what rank 0 has to write elsewhere for the checkpoint to be whole.
 
         Returns:
             The step whose checkpoint is now complete.
@@ -107,31 +110,37 @@ class CheckpointWriter:
         parts = collectives.gather_bytes(mine, device)
         entries = [entry for part in parts for entry in json.loads(part)]
         if collectives.rank() == 0:
-            _, error = attempt(
-                lambda: persistently(lambda: self._write_manifest(snapshot, entries))
-            )
+            error = _refused(self.checkpoints, lambda: self._finish(snapshot, entries, before))
         raise_together(error, device)
         return snapshot.step
 
     def _write(self, snapshot: Snapshot) -> None:
         folder = self.checkpoints / folder_name(snapshot.step)
-        try:
-            self._entries = persistently(lambda: write_files(folder, snapshot))
-        except OSError as error:
-            self._error = InputError(
-                "a checkpoint cannot be written",
-                f"{folder.url}: {error}",
-                "room and permission for the checkpoint, and storage that answers",
-                "free space or mend the storage, then resume; earlier checkpoints are whole",
-            )
-        except Exception as error:
-            self._error = error
 
-    def _write_manifest(self, snapshot: Snapshot, entries: list[dict]) -> None:
+        def write() -> None:
+            self._entries = write_files(folder, snapshot)
+
+        self._error = _refused(folder, write)
+
+    def _finish(self, snapshot: Snapshot, entries: list[dict], before: Callable[[], None]) -> None:
+        before()
         folder = self.checkpoints / folder_name(snapshot.step)
         files = sorted((FileEntry(**entry) for entry in entries), key=lambda e: e.name)
         written = Manifest(snapshot.step, snapshot.metric, self.num_buckets, files)
         folder.write(MANIFEST, written.to_bytes())
+
+
+def _refused(folder: Folder, write: Callable[[], None]) -> Exception | None:
+    """Writes; what came of it where storage refuses to the end, or what else went wrong."""
+    _, error = attempt(lambda: persistently(write))
+    if not isinstance(error, OSError):
+        return error
+    return InputError(
+        "a checkpoint cannot be written",
+        f"{folder.url}: {error}",
+        "room and permission for the checkpoint, and storage that answers",
+        "free space or mend the storage, then resume; earlier checkpoints are whole",
+    )
 
 
 def write_files(folder: Folder, snapshot: Snapshot) -> list[FileEntry]:

@@ -246,7 +246,7 @@ def _reports(run: Run, lines: MetricLines, board: Any) -> Reports:
     def checkpointed(step: int, metrics: dict) -> None:
         ray.train.report({"step": step} | {k: v for k, v in metrics.items() if v is not None})
 
-    return Reports(add_line, lambda values: board.update.remote(values), checkpointed)
+    return Reports(add_line, board.update.remote, checkpointed, lines.flush)
 
 
 class Gauges:

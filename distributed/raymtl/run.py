@@ -1,6 +1,8 @@
 """A run's folder: `storage/name/` with its config, schema, metric lines, result and checkpoints."""
 
 import json
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from raymtl.data.carried import CARRIED, carry
 from raymtl.data.log import LogIndex
 from raymtl.errors import InputError, one_line
 from raymtl.schema import LogSchema
-from raymtl.storage import Folder, absolute
+from raymtl.storage import Folder, absolute, persistently
 
 CONFIG, SCHEMA, LOG = "config.yaml", "schema.yaml", "log.json"
 METRICS, RESULT = "metrics.jsonl", "result.json"
@@ -96,8 +98,9 @@ class Run:
         return parse_yaml(text, f"{self.url}/{name}")
 
     def write_result(self, result: dict) -> None:
-        """Writes result.json."""
-        self.folder.write(RESULT, json.dumps(result, indent=1, sort_keys=True).encode())
+        """Writes result.json. Raises OSError where storage stays away."""
+        text = json.dumps(result, indent=1, sort_keys=True).encode()
+        persistently(lambda: self.folder.write(RESULT, text))
 
 
 def home_of(checkpoint: str) -> str:
@@ -149,11 +152,17 @@ def located(config: TrainConfig) -> TrainConfig:
 
 
 class MetricLines:
-    """metrics.jsonl: one JSON object a line, each with its step; cut back on resume."""
+    """metrics.jsonl: one JSON object a line, each with its step; cut back on resume.
+
+    Lines that storage refuses are kept and tried with the next one; `flush` insists.
+    """
 
     def __init__(self, run: Run):
         self._folder = run.folder
         self._lines: list[str] = []
+        self._written = 0
+        """Lines of the file; 0 also where the last one may be torn."""
+        self._upload: threading.Thread | None = None
 
     def cut_back(self, step: int) -> None:
         """Drops lines past a step (and a torn last line), as a resume from there needs.
@@ -166,17 +175,42 @@ class MetricLines:
             else ""
         )
         self._lines = [line for line in text.splitlines() if step and _step_of(line) <= step]
-        self._folder.write(METRICS, _joined(self._lines))
+        self._write()
 
     def add(self, values: dict) -> None:
-        """Appends one line; on object stores the file is written anew."""
-        line = json.dumps(values)
-        self._lines.append(line)
+        """Appends one line; on object stores a thread writes the file anew."""
+        self._lines.append(json.dumps(values))
         if self._folder.is_local:
-            with open(Path(self._folder.path, METRICS), "a", encoding="utf-8") as stream:
-                stream.write(line + "\n")
-        else:
-            self._folder.write(METRICS, _joined(self._lines))
+            with suppress(OSError):
+                self._append()
+        elif self._upload is None or not self._upload.is_alive():
+            self._upload = threading.Thread(target=self._try, daemon=True)
+            self._upload.start()
+
+    def flush(self) -> None:
+        """Returns when the file has every line. Raises OSError."""
+        if self._upload is not None:
+            self._upload.join()
+        if self._written < len(self._lines):
+            self._write()
+
+    def _append(self) -> None:
+        if self._written < len(self._lines) - 1:
+            self._write()
+            return
+        self._written = 0
+        with open(Path(self._folder.path, METRICS), "a", encoding="utf-8") as stream:
+            stream.write(self._lines[-1] + "\n")
+        self._written = len(self._lines)
+
+    def _try(self) -> None:
+        with suppress(OSError):
+            self._write()
+
+    def _write(self) -> None:
+        lines = list(self._lines)
+        self._folder.write(METRICS, _joined(lines))
+        self._written = len(lines)
 
 
 def _joined(lines: list[str]) -> bytes:

@@ -1,6 +1,7 @@
 """What a run saves and takes up again: learner, training state and metric histograms."""
 
 import json
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -78,10 +79,14 @@ class Saver:
             }
         self._writer.start(Snapshot(step, tensors, buckets, texts, copies, metric))
 
-    def complete(self) -> int:
-        """Collective. Waits for the save under way, records it, and removes what is not kept."""
+    def complete(self, before: Callable[[], None]) -> int:
+        """Collective. Waits for the save under way, records it, and removes what is not kept.
+
+        Args:
+            before: what rank 0 writes elsewhere before the checkpoint counts as whole.
+        """
         snapshot_metric = self._writer.metric
-        step = self._writer.complete(self.learner.device)
+        step = self._writer.complete(self.learner.device, before)
         name = checkpoints.folder_name(step)
         self._saved[name] = snapshot_metric
         self.last_complete = f"{self.run.checkpoints.url}/{name}"

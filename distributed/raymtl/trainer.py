@@ -96,6 +96,8 @@ class Reports:
     """Step, stop, loss, rows/s; on rank 0 about once a second."""
     checkpointed: Callable[[int, dict], None]
     """Every rank, after a checkpoint is complete."""
+    flush: Callable[[], None]
+    """Rank 0, before one is: its lines must not be lost. Raises OSError."""
 
 
 def _never() -> bool:
@@ -353,7 +355,7 @@ class Trainer:
     def _complete_save(self) -> None:
         """Collective. Finishes the save under way, if there is one."""
         if self.saver.busy:
-            step = self.saver.complete()
+            step = self.saver.complete(self.reports.flush)
             self.reports.checkpointed(step, self.state.last_metrics)
 
 

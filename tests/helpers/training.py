@@ -120,7 +120,7 @@ def train_on_rank(
     source = LogSource(job.config, job.schema, job.train, job.valid, watched)
     saver = Saver(run, learner, job.train.digest)
     lines = MetricLines(run)
-    reports = Reports(lines.add, _ignore, _ignore)
+    reports = Reports(lines.add, _ignore, _ignore, lines.flush)
     trainer = Trainer(
         *(job.config, learner, source, saver, reports), lambda: trainer.state.step == notice_at
     )

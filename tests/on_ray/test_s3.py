@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,24 +15,26 @@ from pyarrow import fs
 from helpers.disturber import Disturber
 from helpers.procs import run_ranks
 from helpers.raw_logs import CONFIG, write_raw
-from helpers.s3 import BUCKET, s3_server
+from helpers.s3 import BUCKET, Server, s3_server
 from helpers.training import bytes_of, read_lines, small_config, train_on_rank_with
 from raymtl import launch, scoring
+from raymtl.checkpoint import MANIFEST, folder_name
 from raymtl.config import LaunchSection, TrainConfig, override, parse
 from raymtl.data.log import read_index
 from raymtl.data.prepare import PrepareConfig, prepare
+from raymtl.storage import Folder
 
 ROOT = f"s3://{BUCKET}"
 
 
 @pytest.fixture(scope="module")
-def secret() -> Iterator[str]:
-    with s3_server() as secret:
-        yield secret
+def server() -> Iterator[Server]:
+    with s3_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
-def log(secret: str, local_ray: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def log(server: Server, local_ray: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A log prepared from raw files in the bucket; Ray's processes know the server from theirs."""
     raw = tmp_path_factory.mktemp("raw")
     write_raw(raw)
@@ -46,6 +50,12 @@ def values(log: str, storage: str, *overrides: str) -> dict[str, Any]:
     return small_config(log, f"storage={storage}", *sizes, *overrides)
 
 
+def trained(values: dict[str, Any]) -> dict[str, Any]:
+    """What two rank processes return; they know the server from their environment."""
+    address = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
+    return run_ranks(train_on_rank_with, 2, address, values, timeout_s=240)[0]
+
+
 def copied(run: str, folder: Path) -> str:
     """The run's files on this disk."""
     remote, path = fs.FileSystem.from_uri(run)
@@ -56,15 +66,13 @@ def copied(run: str, folder: Path) -> str:
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_killed_run_with_everything_on_s3_ends_as_one_on_a_disk_and_writes_no_secret(
-    secret: str, log: str, local_ray: Path, tmp_path: Path
+    server: Server, log: str, local_ray: Path, tmp_path: Path
 ) -> None:
     made = parse(TrainConfig, values(log, f"{ROOT}/runs"), "a test")
     disturber = Disturber(f"{made.storage}/{made.name}", (1, 10, signal.SIGKILL))
     result = launch.train(made, show=disturber)
     assert disturber.signalled == 1 and any(line.startswith("going on") for line in disturber.lines)
-    server = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
-    on_disk = values(log, str(tmp_path / "disk"))
-    undisturbed = run_ranks(train_on_rank_with, 2, server, on_disk)[0]
+    undisturbed = trained(values(log, str(tmp_path / "disk")))
     assert result["state"] == undisturbed["state"]
     here = copied(result["run"], tmp_path / "killed")
     assert bytes_of(here) == bytes_of(undisturbed["run"])
@@ -80,4 +88,32 @@ def test_a_killed_run_with_everything_on_s3_ends_as_one_on_a_disk_and_writes_no_
     everything = [Path(copied(ROOT, tmp_path / "bucket")), local_ray]
     files = [path for root in everything for path in root.rglob("*") if path.is_file()]
     assert len(files) > 50
-    assert [path for path in files if secret.encode() in path.read_bytes()] == []
+    assert [path for path in files if server.secret.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_storage_that_goes_away_ends_the_run_by_name_and_nothing_is_lost(
+    server: Server, log: str, tmp_path: Path
+) -> None:
+    remote = values(log, f"{ROOT}/away", "train.num_epochs=6")
+    name = parse(TrainConfig, remote, "a test").name
+    first = Folder(f"{ROOT}/away/{name}/checkpoints/{folder_name(10)}")
+
+    def leave() -> None:
+        while first.size(MANIFEST) is None:
+            time.sleep(0.005)
+        server.go_away()
+
+    leaving = threading.Thread(target=leave)
+    leaving.start()
+    ended = trained(remote)
+    leaving.join()
+    assert "a checkpoint cannot be written" in ended["error"]
+    server.come_back()
+    result = trained(remote)
+    assert result["error"] is None
+    assert result["start"] >= 10
+    undisturbed = trained(values(log, str(tmp_path / "disk"), "train.num_epochs=6"))
+    assert result["state"] == undisturbed["state"]
+    assert bytes_of(copied(result["run"], tmp_path / "away")) == bytes_of(undisturbed["run"])

@@ -16,7 +16,7 @@ settings.register_profile("raymtl", deadline=None, derandomize=True, max_example
 settings.register_profile("fuzz", deadline=None, max_examples=10_000)  # make fuzz
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "raymtl"))
 
-ON_RAY = Path(__file__).parent / "on_ray"
+ON_RAY = {Path(__file__).parent / folder for folder in ("on_ray", "own_ray")}
 ON_RAY_TIMEOUT_S = 300
 """Starting a local Ray and its workers takes 10 to 30 seconds of a test on 2 cores."""
 
@@ -26,7 +26,7 @@ SET_BY_LIBRARIES = ("PYTEST_", "KMP_", "TORCHINDUCTOR_", "RAY_CLIENT_MODE", "PYT
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if ON_RAY in item.path.parents and item.get_closest_marker("timeout") is None:
+        if ON_RAY & {*item.path.parents} and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(ON_RAY_TIMEOUT_S))
 
 
@@ -38,7 +38,7 @@ def guard_environment(request: pytest.FixtureRequest) -> Iterator[None]:
     after = dict(os.environ)
     os.environ.clear()
     os.environ.update(before)
-    ignored = SET_BY_LIBRARIES + (("RAY_",) if ON_RAY in request.path.parents else ())
+    ignored = SET_BY_LIBRARIES + (("RAY_",) if ON_RAY & {*request.path.parents} else ())
     leaked = sorted(
         name
         for name in before.keys() | after.keys()
@@ -50,13 +50,13 @@ def guard_environment(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def guard_processes(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fails a test that left a process group behind, or a Ray outside tests/on_ray."""
+    """Fails a test that left a process group behind, or a Ray outside the folders for it."""
     yield
     dist = sys.modules.get("torch.distributed")
     if dist is not None and dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
         pytest.fail("the test left a process group initialised")
     ray = sys.modules.get("ray")
-    if ON_RAY not in request.path.parents and ray is not None and ray.is_initialized():
+    if not ON_RAY & {*request.path.parents} and ray is not None and ray.is_initialized():
         ray.shutdown()
         pytest.fail("the test left Ray initialised; tests that start Ray stand in tests/on_ray")

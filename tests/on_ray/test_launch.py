@@ -15,7 +15,7 @@ from helpers.disturber import Disturber
 from helpers.logs import small_log
 from helpers.own_model import Linear
 from helpers.training import bytes_of, read_lines, train_config
-from raymtl import launch
+from raymtl import alone, launch
 from raymtl.config import TrainConfig, override, parse
 from raymtl.errors import IdOutOfRange, InputError
 from raymtl.models import registry
@@ -62,11 +62,12 @@ def test_a_registered_model_goes_on_with_more_epochs_and_another_number_of_worke
     log: str,
 ) -> None:
     registry.register("linear", Linear)
-    short = config(log, "name=longer", "train.num_epochs=1").model_dump()
+    shape = ["train.num_epochs=1", "launch.num_workers=1"]
+    short = config(log, "name=longer", *shape).model_dump()
     own = TrainConfig.model_validate(short | {"model": {"name": "linear"}})
-    first = launch.train(own)
+    first = alone.train(own)
     assert first["state"]["stopped"] == "num_epochs"
-    longer = override(own.model_dump(), ["train.num_epochs=2", "launch.num_workers=1"])
+    longer = override(own.model_dump(), ["train.num_epochs=2", "launch.num_workers=2"])
     second = launch.train(parse(TrainConfig, longer, "a test"), resume=True)
     assert second["state"]["step"] == 2 * first["state"]["step"]
     assert second["state"]["rows"] == 2 * first["state"]["rows"] == 2 * 6400

@@ -69,7 +69,7 @@ def rows_by_key(table: pa.Table, task: str) -> list[float]:
 
 @pytest.mark.timeout(600)
 def test_evaluating_gives_the_metrics_of_the_loaded_models_scores(folder):
-    text = run(folder, "evaluate", "runs/stem", "--log", "log/test", "--json", "--workers", "2")
+    text = run(folder, "evaluate", "runs/stem", "--log", "log/test", "--json")
     printed = json.loads(text)
     stored = folder / "runs" / "stem" / "evaluate" / "test" / "result.json"
     assert json.loads(stored.read_text()) == printed

@@ -2,11 +2,9 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from helpers.local_ray import HOMES, NUM_CPUS, running_ray
 from helpers.logs import small_log
 from helpers.training import read_lines
 from helpers.troubled_model import Troubled
 from helpers.tunings import small_tuning
 from raymtl import alone
-from raymtl.cluster import environment
 from raymtl.config import dump
 from raymtl.errors import InputError
 from raymtl.models import registry
@@ -30,9 +28,6 @@ from raymtl_tuning.conduct import conduct
 from raymtl_tuning.records import StudyFolder
 from raymtl_tuning.space import first, random_points
 
-ROOT = Path(__file__).parents[2]
-PATHS = os.pathsep.join(str(ROOT / home) for home in ("distributed", "jobs", "tuning", "tests"))
-CPUS = 4
 DRIVER_S = 400
 """Until a driver of its own has made two trials: 30 s, and many times that on a busy machine."""
 
@@ -42,20 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A small log, and a Ray with the dashboard that Ray Tune asks."""
     made = tmp_path_factory.mktemp("tune")
     small_log(made, rows=3000)
-    place = tempfile.mkdtemp(prefix="ray", dir="/tmp")
-    with environment({"RAY_TMPDIR": place}):
-        ray.init(
-            address="local",
-            num_cpus=CPUS,
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            object_store_memory=200_000_000,
-            log_to_driver=False,
-            runtime_env={"env_vars": {"PYTHONPATH": PATHS}},
-        )
-    yield str(made)
-    ray.shutdown()
-    shutil.rmtree(place, ignore_errors=True)
+    with running_ray(dashboard=True):
+        yield str(made)
 
 
 def quietly(line: str) -> None:
@@ -65,7 +48,7 @@ def quietly(line: str) -> None:
 def all_free(timeout_s: float = 60.0) -> bool:
     """Whether every CPU comes free: no trial's process or placement group is left."""
     ends = time.monotonic() + timeout_s
-    while (free := ray.available_resources().get("CPU", 0.0) == CPUS) is False:
+    while (free := ray.available_resources().get("CPU", 0.0) == NUM_CPUS) is False:
         if time.monotonic() > ends:
             break
         time.sleep(0.2)
@@ -176,7 +159,7 @@ def test_a_study_whose_driver_is_killed_goes_on_and_repeats_nothing(folder: str)
     command = [sys.executable, "-m", "raymtl_jobs.cli", "tune", str(path), "--address", address]
     said_by_driver = Path(folder, "driver.txt")
     with open(said_by_driver, "w") as stream:
-        environ = {**os.environ, "PYTHONPATH": PATHS}
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(HOMES)}
         driver = subprocess.Popen(command, env=environ, stderr=stream)
     ends = time.monotonic() + DRIVER_S
     while len(home.records()) < 2 and driver.poll() is None and time.monotonic() < ends:

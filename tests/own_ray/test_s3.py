@@ -13,6 +13,7 @@ import yaml
 from pyarrow import fs
 
 from helpers.disturber import Disturber
+from helpers.local_ray import running_ray
 from helpers.procs import run_ranks
 from helpers.raw_logs import CONFIG, write_raw
 from helpers.s3 import BUCKET, Server, s3_server
@@ -34,8 +35,15 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
+def local_ray(server: Server) -> Iterator[Path]:
+    """A Ray whose processes know the server from their environment; the folder of its logs."""
+    with running_ray() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
 def log(server: Server, local_ray: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A log prepared from raw files in the bucket; Ray's processes know the server from theirs."""
+    """A log prepared from raw files in the bucket."""
     raw = tmp_path_factory.mktemp("raw")
     write_raw(raw)
     remote = fs.FileSystem.from_uri(ROOT)[0]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from differences import other_batches, other_bytes
 from local_cluster import LocalCluster, wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -250,22 +251,6 @@ def disturbed(trial: Trial, fault: Callable[[Trial, Command], None], *overrides:
     }
 
 
-def same(trial: Trial, whole: Path) -> str:
-    """What differs from the undisturbed run; the empty string where nothing does."""
-    from helpers.training import bytes_of
-
-    if not (trial.run / "result.json").exists():
-        return "no result"
-    state, wanted = state_of(trial.run), state_of(whole)
-    if {k: state[k] for k in ("step", "rows")} != {k: wanted[k] for k in ("step", "rows")}:
-        return "other rows"
-    return "" if bytes_of(str(trial.run)) == bytes_of(str(whole)) else "other bytes"
-
-
-def state_of(run: Path) -> dict[str, Any]:
-    return json.loads((run / "result.json").read_text())["state"]
-
-
 FAULTS: dict[str, Callable[[Trial, Command], None]] = {
     "SIGKILL of rank 0": signalled(0, signal.SIGKILL),
     "SIGKILL of rank 1": signalled(1, signal.SIGKILL),
@@ -305,7 +290,7 @@ def joined_and_left(cluster: LocalCluster, log: str, fixed: Path, number: int) -
     code = command.end()
     if code:
         print("\n".join(command.lines[-25:]), file=sys.stderr)
-    wrong = f"exit {code}" if code else differs(trial.run, fixed)
+    wrong = f"exit {code}" if code else other_batches(trial.run, fixed)
     return {
         "what": f"workers {' -> '.join(map(str, command.world_sizes))}",
         "came": wrong or "same batches",
@@ -313,31 +298,6 @@ def joined_and_left(cluster: LocalCluster, log: str, fixed: Path, number: int) -
         "seconds": grown,
         "steps_lost": max(0, trial.fault_step - command.resumed[0][1]),
     }
-
-
-def differs(run: Path, fixed: Path) -> str:
-    """What differs from a run of another number of workers; the empty string where nothing does.
-
-    Its batches are the same, so every step's rows are, and its loss to float32's rounding, which
-    grows from step to step.
-    """
-    ours, theirs = ({line["step"]: line for line in lines_of(f)} for f in (run, fixed))
-    if ours.keys() != theirs.keys():
-        return "other steps"
-    if any(ours[step]["rows"] != theirs[step]["rows"] for step in ours):
-        return "other rows"
-    losses = [(ours[step]["loss"], theirs[step]["loss"]) for step in ours]
-    furthest = max(abs(a - b) / abs(b) for a, b in losses)
-    found, wanted = (state_of(f)["last_metrics"] for f in (run, fixed))
-    aucs = [abs(found[key] - wanted[key]) for key in wanted if key.endswith("/auc")]
-    print(f"losses of {len(losses)} steps: {furthest:.1e} apart at most; AUC {max(aucs):.1e}")
-    return "" if furthest < 0.01 and max(aucs) < 0.005 else "other numbers"
-
-
-def lines_of(run: Path) -> list[dict[str, Any]]:
-    """Training lines of metrics.jsonl."""
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if "loss" in line]
 
 
 def main() -> int:
@@ -365,7 +325,9 @@ def main() -> int:
                 trial = Trial(cluster, log, re.sub(r"\W+", "-", f"{name} {number}"))
                 with small_disk(trial) if fault is disk_filled else nullcontext():
                     row = disturbed(trial, fault)
-                    wrong = f"exit {row['exit']}" if row["exit"] else same(trial, whole.run)
+                    wrong = (
+                        f"exit {row['exit']}" if row["exit"] else other_bytes(trial.run, whole.run)
+                    )
                     if not row["resumed"] and fault not in UNNOTICED:
                         wrong = wrong or "ended before"
                 rows.append({"what": name, "came": wrong or "same bytes", "good": not wrong, **row})

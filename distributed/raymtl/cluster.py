@@ -23,9 +23,6 @@ LOCAL_ENVIRONMENT = {
     # Processes of a local Ray that ask for "the" cluster look it up in this folder. In Ray's usual
     # one they would find, and ask, another cluster of this machine, or wait for one that is gone.
     "RAY_TMPDIR": f"/tmp/raymtl-{os.getuid()}",
-    # Ray Train asks every worker to leave the process group before it stops them; one that hangs
-    # does not answer, and a new start would wait for it for 30 s.
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
 } | (
     # Without it gloo looks up the host's name, which some distributions map to an address that no
     # interface has (127.0.1.1).

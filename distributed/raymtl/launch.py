@@ -9,7 +9,7 @@ import ray
 import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchTrainer, get_device
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.metrics import Gauge
 
@@ -23,6 +23,7 @@ from raymtl.errors import InputError, NonFinite, RankFailed
 from raymtl.learner import Learner
 from raymtl.models import registry
 from raymtl.preflight import check_run, describe
+from raymtl.process_group import ProcessGroup
 from raymtl.progress import Board, Show, shown
 from raymtl.run import MetricLines, Run
 from raymtl.saving import Saver
@@ -112,7 +113,7 @@ def run_workers(
             "models": registry.registered(),
             **payload,
         },
-        torch_config=TorchConfig(timeout_s=max(1, int(failure.hang_timeout_s))),
+        torch_config=ProcessGroup(timeout_s=max(1, int(failure.hang_timeout_s))),
         scaling_config=ScalingConfig(
             num_workers=(
                 launch.fewest_workers

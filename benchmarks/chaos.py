@@ -206,7 +206,8 @@ def disk_filled(trial: Trial, command: Command) -> None:
         except OSError as error:
             assert error.errno == errno.ENOSPC, error
     code = command.end()
-    assert code == 2 and any("cannot be written" in line for line in command.lines), code
+    said = any("cannot be written" in line for line in command.lines)
+    assert code == 2 and said, "\n".join(command.lines[-25:])
     filler.unlink()
     trial.struck()
 

@@ -34,7 +34,7 @@ LEVELS += [
 """From the bottom; a module imports its own level and those below. "*" are the parts: all that is
 not named; "" is raymtl/__init__.py."""
 
-USES_RAY = ["launch", "cluster", "progress", "footprint", "scoring", "predict"]
+USES_RAY = ["launch", "process_group", "cluster", "progress", "footprint", "scoring", "predict"]
 USES_RAY += [
     "study.conduct",
     "data.ingest",

@@ -20,19 +20,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from raymtl import collectives
 from raymtl.embedding.placement import bucket_start
 from raymtl.errors import DamagedCheckpoint, InputError
 from raymtl.manifest import MANIFEST, FileEntry, Manifest, read_manifest
-from raymtl.shards import ShardFile, damaged
+from raymtl.shards import ShardFile, damaged, save_tensors
 from raymtl.status import attempt, raise_together
 from raymtl.storage import Folder, persistently
-
-READABLE = 0o644
-"""Mode of the tensor files, like the text files beside them."""
 
 
 @dataclass
@@ -150,8 +146,7 @@ def write_files(folder: Folder, snapshot: Snapshot) -> list[FileEntry]:
     try:
         for name, tensors in snapshot.tensors.items():
             local = scratch / name
-            save_file({k: t.contiguous() for k, t in tensors.items()}, local)
-            local.chmod(READABLE)
+            save_tensors(local, tensors)
             size, digest = local.stat().st_size, hash_file(local)
             folder.put(name, local)
             entries.append(FileEntry(name, size, digest, snapshot.buckets.get(name)))

@@ -1,16 +1,26 @@
-"""Reads byte ranges of safetensors files on any filesystem; trusts nothing the header says."""
+"""Writes safetensors files, and reads byte ranges of them on any filesystem.
 
+Reading trusts nothing the header says.
+"""
+
+import errno
 import json
 import math
+import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from raymtl.errors import DamagedCheckpoint
 from raymtl.storage import Folder
 
+READABLE = 0o644
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors format itself."""
 DTYPES: dict[str, tuple[torch.dtype, str]] = {
@@ -31,6 +41,21 @@ def damaged(folder: Folder, name: str, got: str, wanted: str) -> DamagedCheckpoi
         wanted,
         "use another checkpoint (--checkpoint NAME), or restore the file",
     )
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes a local file, as readable as the text files beside it.
+
+    Raises:
+        OSError: with its number, which safetensors gives in words only.
+    """
+    try:
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
+    path.chmod(READABLE)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Checkpoints: retention, and every kind of damage named and survived."""
 
+import errno
 import json
 import shutil
 import struct
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from helpers.logs import small_log
 from helpers.training import small_config, train_on_rank
@@ -17,7 +19,7 @@ from raymtl import manifest as manifest_module
 from raymtl.checkpoint import Checkpoint, to_delete
 from raymtl.errors import DamagedCheckpoint, InputError
 from raymtl.run import choose
-from raymtl.shards import ShardFile
+from raymtl.shards import ShardFile, save_tensors
 from raymtl.storage import Folder
 
 
@@ -156,6 +158,16 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path, content: bytes
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(DamagedCheckpoint, match=r"x\.safetensors"):
         ShardFile(Folder(str(tmp_path)), "x.safetensors")
+
+
+def test_a_full_disk_is_an_error_of_the_operating_system(tmp_path: Path, monkeypatch) -> None:
+    def refuse(tensors, path) -> None:
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    monkeypatch.setattr("raymtl.shards.save_file", refuse)
+    with pytest.raises(OSError, match="No space left") as raised:
+        save_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(2)})
+    assert raised.value.errno == errno.ENOSPC
 
 
 def test_a_whole_tensor_and_its_rows_are_read_as_saved(tmp_path: Path) -> None:

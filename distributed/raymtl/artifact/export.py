@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from raymtl import calibration
@@ -18,7 +17,7 @@ from raymtl.artifact.forms import Form, forms_of
 from raymtl.artifact.golden import golden_requests
 from raymtl.artifact.trace import trace
 from raymtl.calibration import Curve
-from raymtl.checkpoint import READABLE, Checkpoint, hash_file
+from raymtl.checkpoint import Checkpoint, hash_file
 from raymtl.config import dump
 from raymtl.data.log import LogIndex
 from raymtl.data.ranges import column_range
@@ -28,6 +27,7 @@ from raymtl.loaded import Model
 from raymtl.run import LOG, METRICS, choose, home_of
 from raymtl.scorer import Scorer
 from raymtl.scorer.files import FILES, FORMAT_VERSION, MANIFEST
+from raymtl.shards import save_tensors
 from raymtl.storage import Folder
 
 AGREES = 1e-6
@@ -91,9 +91,9 @@ def _write_model(folder: Path, model: Model, forms: list[Form]) -> None:
     program, weights = trace(model.learner.model, model.learner.shape)
     vocabularies = {key: t for form in forms for key, t in form.tensors().items()}
     (folder / "program.json").write_text(json.dumps(program), encoding="utf-8")
-    _save(folder / "weights.safetensors", weights)
-    _save(folder / "tables.safetensors", _tables(model))
-    _save(folder / "vocabularies.safetensors", vocabularies)
+    save_tensors(folder / "weights.safetensors", weights)
+    save_tensors(folder / "tables.safetensors", _tables(model))
+    save_tensors(folder / "vocabularies.safetensors", vocabularies)
 
 
 def _tables(model: Model) -> dict[str, Tensor]:
@@ -105,11 +105,6 @@ def _tables(model: Model) -> dict[str, Tensor]:
         rows[row_at(spec.rows, num_buckets, torch.arange(spec.rows))] = state[f"{spec.name}/values"]
         tables[spec.name] = rows
     return tables
-
-
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file(tensors, path)
-    path.chmod(READABLE)
 
 
 def _write_texts(

@@ -143,13 +143,15 @@ def side_by_side(wanted: int | None, cpus_each: int, address: str | None) -> int
 def require_cpus(section: LaunchSection) -> None:
     """Raises InputError where the workers would leave no CPU to the tasks that read for them."""
     total = ray.cluster_resources().get("CPU", 0.0)
-    wanted = section.fewest_workers * section.cpus_per_worker + 1
+    fixed = isinstance(section.num_workers, int)  # Those that grow into all CPUs read without one.
+    wanted = section.fewest_workers * section.cpus_per_worker + fixed
     if total < wanted:
         raise InputError(
             "the cluster is too small: training would wait for ever for its data",
             f"{total:g} logical CPUs for {section.fewest_workers} workers of "
             f"{section.cpus_per_worker:g}",
-            f"{wanted:g} or more: the workers' and at least one for reading",
+            f"{wanted:g} or more: the workers'"
+            + (" and at least one for reading" if fixed else ""),
             "set launch.num_workers or launch.cpus_per_worker lower, or add nodes",
         )
 

@@ -143,15 +143,15 @@ def side_by_side(wanted: int | None, cpus_each: int, address: str | None) -> int
 def require_cpus(section: LaunchSection) -> None:
     """Raises InputError where the workers would leave no CPU to the tasks that read for them."""
     total = ray.cluster_resources().get("CPU", 0.0)
-    fixed = isinstance(section.num_workers, int)  # Those that grow into all CPUs read without one.
-    wanted = section.fewest_workers * section.cpus_per_worker + fixed
+    # Workers that grow into all CPUs there are read without holding one.
+    reading = 1 if isinstance(section.num_workers, int) else 0
+    wanted = section.fewest_workers * section.cpus_per_worker + reading
     if total < wanted:
         raise InputError(
             "the cluster is too small: training would wait for ever for its data",
             f"{total:g} logical CPUs for {section.fewest_workers} workers of "
             f"{section.cpus_per_worker:g}",
-            f"{wanted:g} or more: the workers'"
-            + (" and at least one for reading" if fixed else ""),
+            f"{wanted:g} or more: the workers' and {reading} for reading",
             "set launch.num_workers or launch.cpus_per_worker lower, or add nodes",
         )
 

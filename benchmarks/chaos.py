@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "distributed")]
 RANK = re.compile(r"rank (\d+) of (\d+): process (\d+)")
 GOING_ON = re.compile(r"going on from step (\d+)")
 FAULT_AT = 40
-"""Step of the checkpoint after which the fault comes."""
+"""Step of the checkpoint after which a fault comes; reading tasks are killed before."""
 CASE_TIMEOUT_S = 600.0
 SETTINGS = ["train.num_epochs=12", "checkpoint.every_steps=20", "validation.every_steps=100"]
 SETTINGS += ["train.report_every_steps=1", "failure.max_failures=5", "failure.hang_timeout_s=30"]
@@ -112,9 +112,10 @@ class Trial:
     def struck(self) -> None:
         """Notes time and step of a fault that comes now."""
         self.fault_s = time.monotonic()
-        lines = (self.run / "metrics.jsonl").read_text().splitlines()
+        metrics = self.run / "metrics.jsonl"
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
         steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
-        self.fault_step = max(FAULT_AT, *steps)
+        self.fault_step = max([0, *steps])
 
 
 def signalled(rank: int, what: signal.Signals) -> Callable[[Trial, Command], None]:
@@ -135,14 +136,25 @@ def node_killed(trial: Trial, command: Command) -> None:
 
 
 def data_task_killed(trial: Trial, command: Command) -> None:
-    """A process that reads for Ray Data dies."""
-    tasks = [
-        p
-        for p in psutil.Process().children(recursive=True)
-        if p.name().startswith("ray::") and "read" in p.name()
-    ]
-    assert tasks, "no reading task was found"
-    tasks[0].kill()
+    """A process that reads for Ray Data dies: as soon as one is seen, for soon all is read."""
+    found: list[psutil.Process] = []
+
+    def there() -> bool:
+        assert command.process.poll() is None, "\n".join(command.lines[-20:])
+        found.extend(p for p in psutil.Process().children(recursive=True) if reads(p))
+        return bool(found)
+
+    wait_for(lambda: bool(command.workers), "workers", CASE_TIMEOUT_S)
+    wait_for(there, "a reading task", CASE_TIMEOUT_S, every_s=0.0)
+    trial.struck()
+    found[0].kill()
+
+
+def reads(process: psutil.Process) -> bool:
+    """Whether it is a task of Ray Data under way."""
+    with suppress(psutil.NoSuchProcess):
+        return process.name().startswith("ray::") and "read" in process.name()
+    return False
 
 
 def drained(trial: Trial, command: Command) -> None:
@@ -232,8 +244,9 @@ def small_disk(trial: Trial) -> Iterator[None]:
 def disturbed(trial: Trial, fault: Callable[[Trial, Command], None], *overrides: str) -> dict:
     """Runs a command, its fault, and what follows; the row of the table."""
     command = trial.start(*overrides)
-    trial.wait_for_checkpoint(command)
-    trial.struck()
+    if fault is not data_task_killed:
+        trial.wait_for_checkpoint(command)
+        trial.struck()
     fault(trial, command)
     code = command.end()
     if fault in STARTED_BY_HAND:
@@ -332,12 +345,10 @@ def main() -> int:
                     if not row["resumed"] and fault not in UNNOTICED:
                         wrong = wrong or "ended before"
                 rows.append({"what": name, "came": wrong or "same bytes", "good": not wrong, **row})
-                show(rows[-1])
+                show(rows, args.out)
             if elastic:
                 rows.append(joined_and_left(cluster, log, fixed.run, number))
-                show(rows[-1])
-    if args.out:
-        args.out.write_text(json.dumps(rows, indent=1))
+                show(rows, args.out)
     return int(not all(row["good"] for row in rows))
 
 
@@ -355,11 +366,15 @@ def written_log(cluster: LocalCluster) -> str:
     return str(log)
 
 
-def show(row: dict[str, Any]) -> None:
+def show(rows: list[dict[str, Any]], out: Path | None) -> None:
+    """Prints the last row and writes all."""
+    row = rows[-1]
     print(
         f"| {row['what']:38} | {row['came']:12} | {row['seconds']:6.1f} | {row['steps_lost']:4} |",
         flush=True,
     )
+    if out:
+        out.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

@@ -165,13 +165,15 @@ class LocalCluster:
         wait_for(answers, "the head to answer")
 
 
-def wait_for(true: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:
+def wait_for(
+    true: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S, every_s: float = 0.2
+) -> None:
     """Waits until a function says so; raises TimeoutError."""
     deadline = time.monotonic() + timeout_s
     while not true():
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout_s:.0f} s for {what}")
-        time.sleep(0.2)
+        time.sleep(every_s)
 
 
 def free_ports(count: int) -> list[int]:

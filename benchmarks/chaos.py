@@ -31,7 +31,7 @@ GOING_ON = re.compile(r"going on from step (\d+)")
 FAULT_AT = 40
 """Step of the checkpoint after which a fault comes; reading tasks are killed before."""
 CASE_TIMEOUT_S = 600.0
-SETTINGS = ["train.num_epochs=12", "checkpoint.every_steps=20", "validation.every_steps=100"]
+SETTINGS = ["train.num_epochs=24", "checkpoint.every_steps=20", "validation.every_steps=100"]
 SETTINGS += ["train.report_every_steps=1", "failure.max_failures=5", "failure.hang_timeout_s=30"]
 
 
@@ -260,6 +260,7 @@ def disturbed(trial: Trial, fault: Callable[[Trial, Command], None], *overrides:
     return {
         "exit": code,
         "resumed": bool(after),
+        "fault_step": trial.fault_step,
         "seconds": seconds,
         "steps_lost": max(0, lost),
     }

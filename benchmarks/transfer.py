@@ -89,7 +89,7 @@ EXPERIMENTS = {
         log={
             "kind": "mmoe",
             "rows": 40_000,
-            "chunk_rows": 512,
+            "chunk_rows": 2048,
             "constants": "normal",
             "valid_share": 0.1,
             "test_share": 0.4,
@@ -116,10 +116,11 @@ EXPERIMENTS = {
         },
         metrics=("rmse",),
         base={
+            "data": {"num_lanes": 2},
             "embedding": {"width": 1},
             "train": {"global_batch_size": 512, "num_epochs": 20},
             "optimizer": {"dense": {"lr": 0.003}, "schedule": {"name": "linear"}},
-            "validation": {"metric": "rmse"},
+            "validation": {"metric": "rmse", "every_steps": 400},
         },
     ),
     "dephn": Experiment(
@@ -174,12 +175,13 @@ def study_of(experiment: Experiment, log: str, seeds: list[int]) -> dict[str, An
     models = [
         {"label": label, "values": {"model": model}} for label, model in experiment.models.items()
     ]
+    data = {"train": f"{log}/train", "valid": f"{log}/valid", **experiment.base.get("data", {})}
     return {
         "name": f"study-{Path(log).name}",
         "test": f"{log}/test",
         "seeds": seeds,
         "models": models,
-        "base": {**experiment.base, "data": {"train": f"{log}/train", "valid": f"{log}/valid"}},
+        "base": {**experiment.base, "data": data},
         "compare": {"baseline": next(iter(experiment.models))},
     }
 

@@ -24,7 +24,7 @@ from raymtl.learner import Learner
 from raymtl.models import registry
 from raymtl.preflight import check_run, describe
 from raymtl.process_group import ProcessGroup
-from raymtl.progress import Board, Show, shown
+from raymtl.progress import Show, new_board, shown
 from raymtl.run import MetricLines, Run
 from raymtl.saving import Saver
 from raymtl.schema import LogSchema
@@ -103,7 +103,7 @@ def run_workers(
     restarts the group, up to failure.max_failures times.
     """
     launch, failure = config.launch, config.failure
-    board = Board.remote()
+    board = new_board()
     trainer = TorchTrainer(
         _guarded,
         train_loop_config={

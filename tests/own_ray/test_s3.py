@@ -104,6 +104,7 @@ def test_a_killed_run_with_everything_on_s3_ends_as_one_on_a_disk_and_writes_no_
 def test_storage_that_goes_away_ends_the_run_by_name_and_nothing_is_lost(
     server: Server, log: str, tmp_path: Path
 ) -> None:
+    log = copied(log, tmp_path / "log")  # else reading it may be the first thing that fails
     remote = values(log, f"{ROOT}/away", "train.num_epochs=6")
     name = parse(TrainConfig, remote, "a test").name
     first = Folder(f"{ROOT}/away/{name}/checkpoints/{folder_name(10)}")

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.parquet import SCHEMA, table_of, write_log
+from raymtl.data import read
 from raymtl.data.log import LogIndex, changed_files, read_chunk, read_index
 from raymtl.data.order import Chunk
-from raymtl.errors import InputError
+from raymtl.errors import InputError, UnreadableChunk
 from raymtl.storage import filesystem
 
 
@@ -234,6 +235,23 @@ def test_a_vanished_file_is_an_error_when_read(tmp_path: Path) -> None:
     (tmp_path / "part-000.parquet").unlink()
     with pytest.raises(InputError, match="cannot be read"):
         read_chunk(index, Chunk(0, 0, 0, 20, 0), ["item"])
+
+
+def test_storage_that_does_not_answer_is_told_from_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = read_index(write_log(tmp_path, [20]))
+
+    def away(*_: object) -> None:
+        raise OSError("connection refused")
+
+    monkeypatch.setattr("raymtl.data.read.read_metadata", away)
+    monkeypatch.setattr("raymtl.storage.PAUSES_S", (0.0,))
+    read._metadata.cache_clear()
+    with pytest.raises(InputError, match="the storage of a log does not answer") as caught:
+        read_chunk(index, Chunk(0, 0, 0, 20, 0), ["item"])
+    assert not isinstance(caught.value, UnreadableChunk)
+    assert "connection refused" in caught.value.got
 
 
 def partitioned(folder: Path) -> str:

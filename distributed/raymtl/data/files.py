@@ -112,7 +112,12 @@ def require_sum(num_rows: object, groups: tuple[object, ...]) -> None:
 
 
 def read_metadata(fs: pafs.FileSystem, location: str) -> tuple[pq.FileMetaData, str]:
-    """A parquet file's metadata and the digest of its footer; errors are pyarrow's."""
+    """A parquet file's metadata and the digest of its footer.
+
+    Raises:
+        OSError: the storage does not give the file.
+        pa.ArrowException: what it gives is no parquet.
+    """
     with fs.open_input_file(location) as file:
         size = file.size()
         tail = file.read_at(min(size, _TAIL_BYTES), max(0, size - _TAIL_BYTES))
@@ -126,7 +131,10 @@ def read_metadata(fs: pafs.FileSystem, location: str) -> tuple[pq.FileMetaData, 
     footer = tail[-length:]
     digest = hashlib.blake2b(footer + size.to_bytes(8, "little"), digest_size=16).hexdigest()
     # A footer is complete in itself: with the magic before it, it reads as a file without data.
-    return pq.read_metadata(pa.BufferReader(_MAGIC + footer)), digest
+    try:
+        return pq.read_metadata(pa.BufferReader(_MAGIC + footer)), digest
+    except OSError as error:
+        raise pa.ArrowInvalid(str(error)) from None
 
 
 def _unreadable(name: str, error: Exception) -> InputError:

@@ -62,7 +62,16 @@ def _once_more(index: "LogIndex", chunk: "Chunk", columns: list[str]) -> pa.Tabl
     try:
         _metadata.cache_clear()
         persistently(lambda: _metadata(index.url, location, digest))
-    except (OSError, pa.ArrowException) as error:
+    except FileNotFoundError as error:
+        raise InputError(*_parts(where(index, chunk), error)) from None
+    except OSError as error:
+        raise InputError(
+            "the storage of a log does not answer",
+            f"{where(index, chunk)}: {one_line(error)}",
+            "the file, as before",
+            "look after the storage, then go on with the run: raymtl train --resume RUN",
+        ) from None
+    except pa.ArrowException as error:
         raise InputError(*_parts(where(index, chunk), error)) from None
     try:
         return _read(index, chunk, columns)

@@ -63,7 +63,7 @@ def raise_together(error: Exception | None, device: torch.device) -> None:
 def to_dict(error: Exception) -> dict:
     """An error as plain values, so that it crosses processes without pickle."""
     if isinstance(error, InputError):
-        return {"kind": type(error).__name__, "parts": list(error.args)}
+        return {"kind": type(error).__name__, "parts": list(error.parts)}
     if isinstance(error, RankFailed):
         return {"kind": type(error).__name__, "parts": [str(error)]}
     text = "".join(traceback.format_exception(error))

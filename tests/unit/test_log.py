@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from pathlib import Path
 
 import fsspec
@@ -252,6 +253,14 @@ def test_storage_that_does_not_answer_is_told_from_damage(
         read_chunk(index, Chunk(0, 0, 0, 20, 0), ["item"])
     assert not isinstance(caught.value, UnreadableChunk)
     assert "connection refused" in caught.value.got
+
+
+def test_an_error_crosses_processes_without_what_ray_data_adds_to_it() -> None:
+    error = UnreadableChunk("a", "b", "c", "d")
+    error.args = ("a\nFailed to apply UDF transform after 1/1 attempts", *error.args[1:])
+    arrived = pickle.loads(pickle.dumps(error))
+    assert type(arrived) is UnreadableChunk and str(arrived) == str(error)
+    assert "attempts" not in str(arrived)
 
 
 def partitioned(folder: Path) -> str:

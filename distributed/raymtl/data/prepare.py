@@ -370,7 +370,7 @@ def _run(
         try:
             answer = {"answer": function(items[number], *(_fetch(a) for a in arguments))}
         except InputError as error:
-            answer = {"error": type(error).__name__, "parts": error.args}
+            answer = {"error": type(error).__name__, "parts": error.parts}
         answers.append(json.dumps(answer))
     return {"answer": answers}
 

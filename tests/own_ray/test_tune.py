@@ -94,9 +94,12 @@ def test_trials_that_fail_are_recorded_and_the_study_goes_on(
     assert all_free()
 
 
-def test_a_study_stops_what_is_behind_and_leaves_a_config_that_trains(folder: str) -> None:
+def test_a_study_stops_what_is_behind_and_leaves_a_config_that_trains(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)  # trials work in folders of their own; paths begin at this one
     study = small_tuning(
-        folder,
+        ".",
         name="stopping",
         space={"optimizer.rows.lr": {"choice": [0.3, 0.1, 1e-6, 1e-7, 1e-8]}},
         search={"method": "grid"},
@@ -109,7 +112,8 @@ def test_a_study_stops_what_is_behind_and_leaves_a_config_that_trains(folder: st
     assert [r.status for r in found.records].count("stopped") >= 2
     assert by_rate[0.3].status == "finished"
     assert all(r.step < by_rate[0.3].step for r in found.records if r.status == "stopped")
-    home = Path(found.folder.url)
+    home = Path(folder, "tunings", "stopping")
+    assert len(list(home.glob("runs/*/metrics.jsonl"))) == len(found.records)
     kept = {path.parent.name for path in home.glob("runs/*/checkpoints") if any(path.iterdir())}
     assert kept == {f"{found.best.number:04d}-2023"}
     result = json.loads((home / "result.json").read_text())
@@ -117,6 +121,7 @@ def test_a_study_stops_what_is_behind_and_leaves_a_config_that_trains(folder: st
     assert result["ended"] == Counter(record.status for record in found.records)
     report = (home / "report.html").read_text()
     assert "Pareto" not in report and "optimizer.rows.lr" in report and "<script" not in report
+    assert "validations; the best in colour" in report
     best = of_config([str(home / "best.yaml"), f"storage={folder}/runs"])
     trained = alone.train(best)
     lines = [line for line in read_lines(trained["run"]) if "valid/auc" in line]

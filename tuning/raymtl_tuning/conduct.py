@@ -13,6 +13,7 @@ from raymtl.config import LaunchSection, parse
 from raymtl.errors import RankFailed
 from raymtl.models import registry
 from raymtl.progress import Show
+from raymtl.storage import absolute
 from raymtl_tuning import results
 from raymtl_tuning.checks import checked
 from raymtl_tuning.config import TuneConfig
@@ -81,7 +82,7 @@ def _fit(
     folder = StudyFolder.of(config)
     budget = Budget(config.budget, folder.records())
     recorder = Recorder(config, folder, found, budget, show)
-    task = Task(config.model_dump(mode="json"), registry.registered(), logs)
+    task = Task(config.model_dump(mode="json"), registry.registered(), logs, absolute("."))
     trainable = tune.with_parameters(train_trial, task=task)
     tuner = tune.Tuner(
         tune.with_resources(trainable, _resources(config)),

@@ -18,6 +18,8 @@ from raymtl_tuning.results import Found
 MOST_SHOWN = 20
 MOST_CELLS = 8
 """Values of a key that a heat map has a row or column for."""
+Axis = tuple[str, list[str]]
+"""A key and the texts of its values."""
 NAMES = {"auc": "AUC", "gauc": "GAUC", "log_loss": "log loss", "rmse": "RMSE", "mae": "MAE"}
 WORDS = {"parameters": "parameters", "rows_per_s": "rows/s"}
 
@@ -102,8 +104,8 @@ def _progress(found: Found) -> list[str]:
     if found.effects.importance:
         caption = "What a forest's fit of the objective loses without each key (by permutation)."
         figures.append((plots.importances(found.effects.importance), caption))
-    if (map_ := _heat(found)) is not None:
-        figures.append((map_, "Mean over trials, their number in brackets; deeper is better."))
+    caption = "Mean over trials, their number in brackets; deeper is better."
+    figures += [(_heat(found, *pair), caption) for pair in _pairs(found)]
     return [html.heading(2, "How it went"), html.panels(figures, "two")]
 
 
@@ -166,29 +168,44 @@ def _effects(found: Found) -> list[str]:
     ]
 
 
-def _heat(found: Found) -> str | None:
-    """Of the two most important keys with few values: expert counts by gate settings, say."""
+def _pairs(found: Found) -> list[tuple[Axis, Axis]]:
+    """What heat maps show: a number of experts by a setting of gates, and the most important keys.
+
+    Only keys with few values; of several the most important.
+    """
     space = found.config.space
     order = [*found.effects.importance, *(k for k in space if k not in found.effects.importance)]
     axes = [(key, labels) for key in order if 1 < len(labels := _labels(found, key)) <= MOST_CELLS]
-    if len(axes) < 2:
-        return None
-    (x, x_labels), (y, y_labels) = axes[:2]
+    experts = [axis for axis in axes if "experts" in axis[0]]
+    gates = [axis for axis in axes if "gate" in axis[0]]
+    pairs = [(experts[0], gates[0])] if experts and gates else []
+    if len(axes) > 1 and {axes[0][0], axes[1][0]} != {axis[0] for pair in pairs for axis in pair}:
+        pairs.append((axes[0], axes[1]))
+    return [pair for pair in pairs if _tried_both(found, *pair)]
+
+
+def _tried_both(found: Found, x: Axis, y: Axis) -> bool:
+    """Whether a trial with a value has both keys."""
+    return any(r.value is not None and x[0] in r.point and y[0] in r.point for r in found.records)
+
+
+def _heat(found: Found, x: Axis, y: Axis) -> str:
+    """The objective by two keys."""
+    (x_key, x_labels), (y_key, y_labels) = x, y
     pick = max if found.config.objective.maximised else min
     groups: dict[tuple[int, int], list[float]] = {}
     for record in found.records:
-        if record.value is not None and x in record.point and y in record.point:
+        if record.value is not None and x_key in record.point and y_key in record.point:
             place = (
-                x_labels.index(text_of(record.point[x])),
-                y_labels.index(text_of(record.point[y])),
+                x_labels.index(text_of(record.point[x_key])),
+                y_labels.index(text_of(record.point[y_key])),
             )
             groups.setdefault(place, []).append(record.value)
     cells = {
         place: Group("", len(values), statistics.fmean(values), pick(values))
         for place, values in groups.items()
     }
-    maximised = found.config.objective.maximised
-    return plots.heat((x, x_labels), (y, y_labels), cells, maximised) if cells else None
+    return plots.heat(x, y, cells, found.config.objective.maximised)
 
 
 def _labels(found: Found, key: str) -> list[str]:

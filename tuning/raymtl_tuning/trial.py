@@ -18,6 +18,7 @@ from raymtl.config import TrainConfig, parse
 from raymtl.errors import InputError, NonFinite, one_line
 from raymtl.run import Run
 from raymtl.source import Read
+from raymtl.storage import START_FOLDER
 from raymtl.study.cell import Models, as_begun, begin, finished
 from raymtl_tuning import objective
 from raymtl_tuning.checks import runs_at
@@ -42,6 +43,8 @@ class Task:
     models: Models
     """What `register_model` made known to the driver."""
     logs: Sequence[SharedLog]
+    start: str
+    """The folder at which relative paths of the study begin; Ray Tune gives trials others."""
 
 
 def train_trial(config: dict[str, Any], task: Task) -> None:
@@ -54,6 +57,7 @@ def train_trial(config: dict[str, Any], task: Task) -> None:
         Exception: as the training raised it, after its kind and text were noted in the folder.
     """
     given = config.get("trial", config)
+    os.environ[START_FOLDER] = task.start
     study = parse(TuneConfig, task.config, "the tuning study")
     folder, number = StudyFolder.of(study), given["number"]
     begin(study.cpus_per_trial, task.models)

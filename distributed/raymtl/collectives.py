@@ -5,10 +5,13 @@ Backend nccl or gloo follows the device of the group; tensors must lie on that d
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Group = dist.ProcessGroup
 
 
 @contextmanager
@@ -37,20 +40,32 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def sum_(tensor: Tensor) -> Tensor:
+def second_group(timeout_s: float) -> Group | None:
+    """Collective. Another gloo group of all ranks, for a second thread; null without a first."""
+    if not dist.is_initialized():
+        return None
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+    assert isinstance(group, Group)
+    return group
+
+
+def sum_(tensor: Tensor, group: Group | None = None) -> Tensor:
     """Collective. Sums a tensor over ranks in place and returns it."""
     if world_size() > 1:
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=group)
     return tensor
 
 
-def exchange(send: Tensor, send_sizes: list[int], receive_sizes: list[int]) -> Tensor:
+def exchange(
+    send: Tensor, send_sizes: list[int], receive_sizes: list[int], group: Group | None = None
+) -> Tensor:
     """Collective. Sends `send[:send_sizes[0]]` to rank 0, the next part to rank 1, and so on.
 
     Args:
         send: contiguous, any type; dimension 0 is split.
         send_sizes: W row counts, summing to len(send).
         receive_sizes: W row counts this rank will get.
+        group: null for the first group.
 
     Returns:
         What this rank got, in rank order: (sum(receive_sizes), *send.shape[1:]).
@@ -58,17 +73,19 @@ def exchange(send: Tensor, send_sizes: list[int], receive_sizes: list[int]) -> T
     if world_size() == 1:
         return send
     received = send.new_empty((sum(receive_sizes), *send.shape[1:]))
-    dist.all_to_all_single(received, send, receive_sizes, send_sizes)
+    dist.all_to_all_single(received, send, receive_sizes, send_sizes, group=group)
     return received
 
 
-def exchange_sizes(sizes: list[int], device: torch.device | None = None) -> list[int]:
+def exchange_sizes(
+    sizes: list[int], device: torch.device | None = None, group: Group | None = None
+) -> list[int]:
     """Collective. Rank r's sizes[q] arrives as rank q's result[r]."""
     if world_size() == 1:
         return sizes
     send = torch.tensor(sizes, dtype=torch.int64, device=device)
     received = torch.empty_like(send)
-    dist.all_to_all_single(received, send)
+    dist.all_to_all_single(received, send, group=group)
     return received.tolist()
 
 

@@ -10,11 +10,12 @@ from torch import Tensor
 from raymtl import collectives, losses
 from raymtl.balancing import Balancer, projection
 from raymtl.batch import Batch, Inputs
+from raymtl.collectives import Group
 from raymtl.config import TrainConfig
 from raymtl.dense import DenseParameters, clip_scale, groups_of, learning_rate_factor
 from raymtl.embedding import fields, optimizers
 from raymtl.embedding.rows import RowGradients, Rows, combined, inner_products
-from raymtl.embedding.sharded import ShardedTables
+from raymtl.embedding.sharded import Asked, ShardedTables
 from raymtl.embedding.tables import check_ids, table_specs
 from raymtl.models import registry
 from raymtl.schema import LogSchema
@@ -78,7 +79,13 @@ class Learner:
         assert len(statistics) == self.model.num_statistics, "a model's statistics changed length"
         return torch.cat([denominators, statistics.to(denominators)])
 
-    def step(self, batch: Batch, sums: Tensor, step: int, num_steps: int) -> StepOutcome:
+    def ask(self, batch: Batch, group: Group | None = None) -> Asked:
+        """Collective over `group`. The part of a checked batch's lookup that reads no row."""
+        return self.tables.ask(batch.ids_BC, self.layout, group)
+
+    def step(
+        self, batch: Batch, sums: Tensor, step: int, num_steps: int, asked: Asked | None = None
+    ) -> StepOutcome:
         """Collective. One step of training.
 
         Args:
@@ -86,10 +93,11 @@ class Learner:
             sums: `local_sums` summed over ranks.
             step: global step, 0-based; seeds dropout and places the schedule.
             num_steps: steps of the whole run, for the schedule.
+            asked: what `ask` gave for the batch; null to ask now.
         """
         self.model.train()
         self.dense.zero_grad()
-        rows = self.tables.lookup(batch.ids_BC, self.layout)
+        rows = self.tables.fetch(asked or self.ask(batch))
         self.times.lap("exchange")
         denominators, statistics = sums[: 1 + len(self.kinds)], sums[1 + len(self.kinds) :]
         if len(statistics):

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from raymtl import collectives, warm_start
+from raymtl.ahead import Ahead
 from raymtl.batch import Batch
 from raymtl.config import TrainConfig
 from raymtl.errors import InputError, NonFinite, RankFailed
@@ -22,7 +23,7 @@ from raymtl.learner import Learner, StepOutcome
 from raymtl.lineage import known_rows
 from raymtl.metrics import TrainingHistograms
 from raymtl.saving import Saver
-from raymtl.status import agree, attempt, raise_together
+from raymtl.status import agree, raise_together
 
 NOTICE_INTERVAL_S = 5.0
 """Seconds between two questions whether a node is about to go; each waits for all ranks."""
@@ -169,20 +170,31 @@ class Trainer:
             InputError, NonFinite, RankFailed: on all ranks alike.
         """
         self._score_before_training()
+        batches = self.source.train(self.state.step, self.stop_step)
+        with Ahead(self.learner, batches, self.config.failure.hang_timeout_s) as ahead:
+            self._train(ahead)
+        return self.state
+
+    def _train(self, ahead: Ahead) -> None:
+        """Collective. All steps."""
         state, clock = self.state, Clock(self.state)
-        batches = self.source.train(state.step, self.stop_step)
         self.times.begin()
-        while state.step < self.stop_step and state.stopped is None and not self.leaving:
-            batch, error = attempt(lambda: self._next(batches))
+        if self._goes_on():
+            ahead.begin()
+        while self._goes_on():
+            following = ahead.take()
             self.times.lap("data")
-            word = self._agree(error, batch)
+            word = self._agree(following.error, following.batch)
+            if state.step + 1 < self.stop_step:
+                ahead.begin()
             self.times.lap("exchange")
-            assert batch is not None
+            batch = following.batch
+            assert batch is not None and batch.step == state.step
             time_is_up, ask, ranks_written, rows, skipped, sums = *word[:5], word[5:]
             if ranks_written == collectives.world_size():
                 self._complete_save()
                 self.times.lap("checkpoint")
-            outcome = self.learner.step(batch, sums, state.step, self.stop_step)
+            outcome = self.learner.step(batch, sums, state.step, self.stop_step, following.asked)
             if not outcome.finite:
                 self._raise_non_finite(batch, outcome)
             self.window.update(outcome.probabilities_BT, batch)
@@ -198,7 +210,10 @@ class Trainer:
             self.times.lap("checkpoint")
         self._complete_save()
         self.times.lap("checkpoint")
-        return state
+
+    def _goes_on(self) -> bool:
+        state = self.state
+        return state.step < self.stop_step and state.stopped is None and not self.leaving
 
     def _score_before_training(self) -> None:
         """Collective. Progressive validation: the log as the run it starts from would score it."""
@@ -211,11 +226,6 @@ class Trainer:
         if collectives.rank() == 0:
             named = {f"before/{key}": metric for key, metric in metrics.items()}
             self.reports.line({"step": 0, "rows": 0} | named)
-
-    def _next(self, batches: Iterator[Batch]) -> Batch:
-        batch = self.learner.checked(next(batches))
-        assert batch.step == self.state.step, f"batch of step {batch.step} at {self.state.step}"
-        return batch
 
     def _agree(self, error: Exception | None, batch: Batch | None) -> Tensor:
         """Collective. The step's status word; a failure still completes the save under way."""

@@ -155,10 +155,10 @@ def _keep_losses(learner: Learner, leave_after: int | None) -> dict[int, list[fl
     losses: dict[int, list[float]] = {}
     step = learner.step
 
-    def kept(batch: Batch, denominators: Any, number: int, num_steps: int) -> Any:
+    def kept(batch: Batch, sums: Any, number: int, num_steps: int, asked: Any) -> Any:
         if leave_after is not None and number >= leave_after:
             raise Walked
-        outcome = step(batch, denominators, number, num_steps)
+        outcome = step(batch, sums, number, num_steps, asked)
         losses[number] = [float(outcome.loss), *outcome.loss_T.tolist()]
         return outcome
 

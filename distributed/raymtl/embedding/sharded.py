@@ -1,9 +1,10 @@
 """Tables whose rows are split over ranks, with the interface of `LocalTables`.
 
 Tables of one row width form a group, so there are at most two: rows of V views and rows of one. A
-lookup brings each distinct row of a batch here once, by one exchange of ids and one of rows a
-group; `collect` takes gradients back the way the rows came. Replicated rows are read here, and
-their gradients go to every rank; all sum them in rank order and so keep bit-identical copies.
+lookup brings each distinct row of a batch here once, by one exchange of ids (`ask`, which reads no
+row and may run beside the step before) and one of rows (`fetch`) a group; `collect` takes gradients
+back the way the rows came. Replicated rows are read here, and their gradients go to every rank; all
+sum them in rank order and so keep bit-identical copies.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from raymtl import collectives
 from raymtl.batch import Layout
+from raymtl.collectives import Group
 from raymtl.config import EmbeddingSection
 from raymtl.embedding.initial import fill_initial
 from raymtl.embedding.placement import bucket_range, bucket_start
@@ -25,6 +27,7 @@ from raymtl.embedding.rows import (
     RowPart,
     Rows,
     RowStore,
+    Runs,
     find_runs,
     gather_padded,
     gather_rows,
@@ -52,6 +55,19 @@ class _Route:
     received: list[int]
     asked_n: Tensor
     """Indices I received, in rank order: rows of mine that are asked for or will get gradients."""
+    copies_n: Tensor
+    """Of all my replicated rows, where they lie here."""
+
+
+@dataclass
+class Asked:
+    """A batch's distinct rows and who sends them; none has been read."""
+
+    runs: list[Runs]
+    """Of each group."""
+    routes: list[_Route]
+    place_BC: Tensor
+    """As in `Rows`."""
 
 
 class ShardedTables:
@@ -100,15 +116,31 @@ class ShardedTables:
                 `check_ids` and agree on its outcome first.
         """
         check_ids(ids_BC, layout, self.specs)
-        place_BC = torch.empty_like(ids_BC, dtype=torch.int64)
-        groups = []
-        for number, (columns, table_C) in enumerate(self._columns_of(layout)):
+        return self.fetch(self.ask(ids_BC, layout))
+
+    def ask(self, ids_BC: Tensor, layout: Layout, group: Group | None = None) -> Asked:
+        """Collective. The half of a lookup that reads no row; of checked ids.
+
+        Args:
+            group: the process group to ask over; null for the first one.
+        """
+        asked = Asked([], [], torch.empty_like(ids_BC, dtype=torch.int64))
+        for plan, (columns, table_C) in zip(self._plans, self._columns_of(layout), strict=True):
             ids = ids_BC if len(columns) == layout.num_id_columns else ids_BC[:, columns]
-            group = self._lookup(number, ids, table_C)
-            groups.append(group)
-            place_BC[:, columns] = group.runs.inverse_n.view(ids.shape)
+            runs = find_runs(plan.keys(ids, table_C).flatten())
+            asked.runs.append(runs)
+            asked.routes.append(self._ask(plan, runs.unique_U, group))
+            asked.place_BC[:, columns] = runs.inverse_n.view(ids.shape)
+        return asked
+
+    def fetch(self, asked: Asked) -> Rows:
+        """Collective. The other half: the rows as they are now, after all steps before."""
+        groups = []
+        for number, (runs, route) in enumerate(zip(asked.runs, asked.routes, strict=True)):
+            leaf = self._fetch(self._plans[number], self.stores[number], route)
+            groups.append(GroupRows(leaf.requires_grad_(), self.stores[number].views, runs, route))
         of_table = {name: g for g, plan in enumerate(self._plans) for name in plan.number}
-        return Rows(tuple(groups), place_BC, of_table)
+        return Rows(tuple(groups), asked.place_BC, of_table)
 
     def collect(self, rows: Rows) -> RowGradients:
         """Collective. After backward: brings row gradients to their owners, summed in rank order.
@@ -188,22 +220,10 @@ class ShardedTables:
             ]
         return self._columns[layout]
 
-    def _lookup(self, number: int, ids_BC: Tensor, table_C: Tensor) -> GroupRows:
-        """Collective. One group's distinct rows."""
-        plan, store = self._plans[number], self.stores[number]
-        runs = find_runs(plan.keys(ids_BC, table_C).flatten())
-        keys_U = runs.unique_U[: int(torch.searchsorted(runs.unique_U, NO_KEY))]
-        cuts = plan.cuts(keys_U)
-        route = self._ask(plan, keys_U, cuts)
-        if self.world_size == 1:
-            leaf = gather_padded(store.values, route.asked_n)
-        else:
-            copies = plan.replicated_index(keys_U[cuts[-1] :], self.rank)
-            leaf = torch.cat([self._fetch(plan, store, route), gather_padded(store.values, copies)])
-        return GroupRows(leaf.requires_grad_(), store.views, runs, route)
-
-    def _ask(self, plan: GroupPlan, keys_U: Tensor, cuts: list[int]) -> _Route:
+    def _ask(self, plan: GroupPlan, unique_U: Tensor, group: Group | None) -> _Route:
         """Collective. Sends each rank the indices of its rows, and of the replicated ones."""
+        keys_U = unique_U[: int(torch.searchsorted(unique_U, NO_KEY))]
+        cuts = plan.cuts(keys_U)
         replicated = keys_U[cuts[-1] :]
         pieces = []
         for owner in range(self.world_size):
@@ -211,16 +231,19 @@ class ShardedTables:
             pieces.append(plan.replicated_index(replicated, owner))
         owned = [len(piece) for piece in pieces[::2]]
         sent = [n + len(replicated) for n in owned]
-        received = collectives.exchange_sizes(sent, self._device)
-        asked_n = collectives.exchange(torch.cat(pieces), sent, received)
-        return _Route(owned, sent, received, asked_n)
+        received = collectives.exchange_sizes(sent, self._device, group)
+        asked_n = collectives.exchange(torch.cat(pieces), sent, received, group)
+        return _Route(owned, sent, received, asked_n, pieces[2 * self.rank + 1])
 
     def _fetch(self, plan: GroupPlan, store: RowStore, route: _Route) -> Tensor:
-        """Collective. Answers what was asked of this rank; returns its own sharded rows."""
+        """Collective. Answers what was asked of this rank; returns its own rows, and PAD's."""
+        if self.world_size == 1:
+            return gather_padded(store.values, route.asked_n)
         sharded_n = route.asked_n < plan.num_sharded[self.rank]
         sizes = [int(part.sum()) for part in sharded_n.split(route.received)]
         reply = gather_rows(store.values, route.asked_n[sharded_n])
-        return collectives.exchange(reply.to(self._wire), sizes, route.owned).float()
+        rows = collectives.exchange(reply.to(self._wire), sizes, route.owned).float()
+        return torch.cat([rows, gather_padded(store.values, route.copies_n)])
 
     def _bring(self, group: GroupRows) -> tuple[Tensor, Tensor]:
         """Collective. The distinct local rows, ascending, and their gradients summed over ranks."""

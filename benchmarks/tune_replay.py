@@ -4,7 +4,8 @@
     python benchmarks/tune_replay.py           # 50 studies of each method on the table
 
 Regret is the table's best cell minus the best that a study of so many trials has tried, by the mean
-over seeds. The searchers are those of `raymtl tune`; only the trainings are looked up.
+over seeds; "less than random" is the mean over pairs of studies with one seed. The searchers are
+those of `raymtl tune`; only the trainings are looked up.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import itertools
 import json
 import statistics
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +113,12 @@ def replay(method: str, seed: int, table: dict[str, float]) -> list[float]:
     return list(itertools.accumulate(values, max))
 
 
-def median(values: list[float]) -> tuple[float, float, float]:
-    """With its 95 % interval, of studies drawn with replacement."""
+def middle(values: list[float], of: Callable[..., Any]) -> tuple[float, float, float]:
+    """A median or mean with its 95 % interval, of studies drawn with replacement."""
     random = np.random.default_rng(0)
-    draws = np.median(random.choice(values, (10_000, len(values))), axis=1)
+    draws = of(random.choice(values, (10_000, len(values))), axis=1)
     low, high = np.percentile(draws, [2.5, 97.5])
-    return float(np.median(values)), float(low), float(high)
+    return float(of(values)), float(low), float(high)
 
 
 def compare() -> None:
@@ -125,11 +127,18 @@ def compare() -> None:
     assert len(table) == size, f"the table has {len(table)} of {size} cells: train it first"
     best = max(table.values())
     print(f"{size} cells, mean AUC {min(table.values()):.4f} to {best:.4f}; {STUDIES} studies")
-    print(f"{'trials':>6} {'method':>8} {'median regret':>14} {'95 % interval':>20}")
+    head = f"{'trials':>6} {'method':>8} {'median regret':>14} {'95 % interval':>20}"
+    print(f"{head} {'less than random':>30}")
     runs = {m: [replay(m, s, table) for s in range(STUDIES)] for m in ("random", "tpe")}
     for budget, method in itertools.product(BUDGETS, runs):
-        value, low, high = median([best - run[budget - 1] for run in runs[method]])
-        print(f"{budget:>6} {method:>8} {value:>14.5f} {f'[{low:.5f}, {high:.5f}]':>20}")
+        regrets = [best - run[budget - 1] for run in runs[method]]
+        value, low, high = middle(regrets, np.median)
+        line = f"{budget:>6} {method:>8} {value:>14.5f} {f'[{low:.5f}, {high:.5f}]':>20}"
+        if method != "random":
+            pairs = zip(runs[method], runs["random"], strict=True)
+            value, low, high = middle([a[budget - 1] - b[budget - 1] for a, b in pairs], np.mean)
+            line += f"{f'{value:.5f} [{low:.5f}, {high:.5f}]':>31}"
+        print(line)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from raymtl_tuning.config import TuneConfig
 from raymtl_tuning.effects import effects
 from raymtl_tuning.records import Record, StudyFolder
 from raymtl_tuning.search import search
-from raymtl_tuning.space import Point
+from raymtl_tuning.space import Point, first, name_of, random_points
 
 CHOICES = {k: v for k, v in SPACE.items() if k != "optimizer.rows.lr"}
 
@@ -100,6 +100,14 @@ def test_a_trial_that_was_begun_comes_again_under_its_number():
     begun = {r.number: r.point for r in whole}
     again = conduct(study, ended, 2, begun)[4:]
     assert told(again) == told([whole[1], whole[4]])
+
+
+def test_tpe_begins_as_random_does_and_tries_no_point_twice():
+    values = {"space": CHOICES, "trials": 9}
+    study = small_tuning("/nowhere", search={"method": "tpe", "startup": 3}, **values)
+    points = [record.point for record in conduct(study, [], 9)]
+    assert points[:3] == first(random_points(study.space, study.seed), 3)
+    assert len({name_of(point) for point in points}) == 9
 
 
 def test_tpe_goes_to_what_is_better():

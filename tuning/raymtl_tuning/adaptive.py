@@ -1,10 +1,12 @@
 """Optuna under Ray Tune's own searcher: a study rebuilt from records, and samplers that repeat."""
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
 from optuna.storages import InMemoryStorage
 from optuna.study import Study
@@ -15,9 +17,11 @@ from ray.tune.search.optuna import OptunaSearch
 from raymtl_tuning.config import SearchSection, TuneConfig
 from raymtl_tuning.records import Record
 from raymtl_tuning.search import COST, VALUE
-from raymtl_tuning.space import Point, Space, in_optuna, suggested
+from raymtl_tuning.space import Point, Space, first, in_optuna, name_of, random_points, suggested
 
 STUDY = "tuning"
+FEWER_DRAWS = (*range(23, 1, -1), *[1] * 50)
+"""Of TPE, one after the other, until they give a point that was not tried."""
 ENQUEUED = "fixed_params"
 """Where Optuna notes the point of a trial that was begun before."""
 
@@ -40,14 +44,14 @@ def optuna_search(
         study_name=STUDY,
         directions=["maximize" if more else "minimize" for more in maximised],
     )
-    _tell(study, config.space, records, begun or {})
+    _tell(study, config.space, _startup(config), records, begun or {})
     modes = ["max" if more else "min" for more in maximised]
     two = len(modes) > 1
     searcher = OptunaSearch(
         space=Points(config.space),
         metric=[VALUE, COST] if two else VALUE,
         mode=modes if two else modes[0],
-        sampler=Repeatable(config.search, config.seed),
+        sampler=Repeatable(config.search, config.space, config.seed),
         storage=storage,
         study_name=STUDY,
     )
@@ -71,16 +75,28 @@ class Points:
         return {"number": trial.number, "point": suggested(self._space, trial)}
 
 
+def _startup(config: TuneConfig) -> list[Point]:
+    """The points before TPE learns: those that random search would begin with, all different."""
+    if config.search.method != "tpe":
+        return []
+    return first(random_points(config.space, config.seed), config.search.startup)
+
+
 def _tell(
-    study: Study, space: Space, records: Sequence[Record], begun: Mapping[int, Point]
+    study: Study,
+    space: Space,
+    startup: Sequence[Point],
+    records: Sequence[Record],
+    begun: Mapping[int, Point],
 ) -> None:
     """Adds trials in the order of their numbers, so that Optuna counts them alike."""
     ended = {record.number: record for record in records}
-    for number in range(max([*ended, *begun], default=-1) + 1):
+    given = dict(enumerate(startup)) | dict(begun)
+    for number in range(max([*ended, *given], default=-1) + 1):
         if number in ended:
             study.add_trial(_as_optuna(study, space, ended[number]))
         else:
-            study.enqueue_trial(in_optuna(space, begun.get(number, {})))
+            study.enqueue_trial(in_optuna(space, given.get(number, {})))
 
 
 def _as_optuna(study: Study, space: Space, record: Record) -> FrozenTrial:
@@ -105,15 +121,13 @@ class Repeatable(BaseSampler):
     numbers anew with each process.
     """
 
-    def __init__(self, section: SearchSection, seed: int):
-        self._section, self._seed = section, seed
+    def __init__(self, section: SearchSection, space: Space, seed: int):
+        self._section, self._space, self._seed = section, space, seed
         self._now = sampler(section, seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Takes a new sampler with the trial's own seed."""
-        text = f"{self._seed} {trial.number}".encode()
-        seed = int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "little")
-        self._now = sampler(self._section, seed)
+        self._now = sampler(self._section, self._seed_of(trial))
         self._now.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
@@ -123,8 +137,34 @@ class Repeatable(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, Any]
     ) -> dict[str, Any]:
-        """As the sampler in use."""
-        return self._now.sample_relative(study, trial, search_space)
+        """As the sampler in use, but not a point again: its training would come out the same.
+
+        TPE takes the best of many draws, which in a small space is the same one whenever it is
+        asked; where that was tried, it takes the best of fewer.
+        """
+        params = self._now.sample_relative(study, trial, search_space)
+        if self._section.method != "tpe":
+            return params
+        others = (t.params for t in study.get_trials(deepcopy=False) if t.number != trial.number)
+        tried = {self._point(other) for other in others} - {None}
+        for number, num_draws in enumerate(FEWER_DRAWS, start=1):
+            if self._point(params) not in tried:
+                break
+            again = sampler(self._section, self._seed_of(trial) + number, num_draws)
+            again.infer_relative_search_space(study, trial)
+            params = again.sample_relative(study, trial, search_space)
+        return params
+
+    def _seed_of(self, trial: FrozenTrial) -> int:
+        text = f"{self._seed} {trial.number}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "little")
+
+    def _point(self, params: dict[str, Any]) -> str | None:
+        """The point's name, keys left out that are not searched there; null of a part of one."""
+        try:
+            return name_of(suggested(self._space, FixedTrial(params)))
+        except ValueError:
+            return None
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any
@@ -139,9 +179,22 @@ class Repeatable(BaseSampler):
         self._now.after_trial(study, trial, state, values)
 
 
-def sampler(section: SearchSection, seed: int) -> BaseSampler:
-    """Optuna's sampler of a method, its random numbers from a seed."""
+def sampler(section: SearchSection, seed: int, num_draws: int = 24) -> BaseSampler:
+    """Optuna's sampler of a method, its random numbers from a seed.
+
+    Args:
+        num_draws: of which TPE takes the best; the default is Optuna's.
+    """
     if section.method == "nsga2":
         return NSGAIISampler(population_size=max(2, section.startup), seed=seed)
-    # A running trial counts as a bad one, so that trials side by side are not all alike.
-    return TPESampler(n_startup_trials=section.startup, constant_liar=True, seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # of `multivariate` and `group`
+        return TPESampler(
+            n_startup_trials=section.startup,
+            multivariate=True,  # keys together, not one by one
+            group=True,  # with conditional keys too
+            # A running trial counts as a bad one, so that trials side by side are not all alike.
+            constant_liar=True,
+            n_ei_candidates=num_draws,
+            seed=seed,
+        )

@@ -62,7 +62,7 @@ class SearchSection(Section):
     `nsga2` (two) learn from finished trials, and repeat themselves at `parallel: 1`; after a kill
     `tpe` goes on as it would have, `nsga2` from the generations it had."""
     startup: PositiveInt = 10
-    """Random points before `tpe` learns (Optuna's default), and the population of `nsga2`."""
+    """Points before `tpe` learns, those of `random`; and the population of `nsga2`."""
 
 
 class SchedulerSection(Section):

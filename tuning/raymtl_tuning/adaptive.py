@@ -150,7 +150,8 @@ class Repeatable(BaseSampler):
         for number, num_draws in enumerate(FEWER_DRAWS, start=1):
             if self._point(params) not in tried:
                 break
-            again = sampler(self._section, self._seed_of(trial) + number, num_draws)
+            seed = (self._seed_of(trial) + number) % 2**32
+            again = sampler(self._section, seed, num_draws)
             again.infer_relative_search_space(study, trial)
             params = again.sample_relative(study, trial, search_space)
         return params

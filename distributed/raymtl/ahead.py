@@ -28,7 +28,7 @@ class Ahead:
     """Batches one step ahead, as a context. No row is read before the step that moves it is over.
 
     A thread reads, checks, finds the distinct ids and exchanges them over a process group of its
-    own. A trainer that fails leaves the thread behind, which ends with the process.
+    own. A trainer that fails does not wait for it: it ends with what was begun or with the process.
     """
 
     def __init__(self, learner: Learner, batches: Iterator[Batch], timeout_s: float):

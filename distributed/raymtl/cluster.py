@@ -3,13 +3,15 @@
 import logging
 import math
 import os
+import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray.util import get_node_ip_address
 
 from raymtl.auth import require_private_token
 from raymtl.config import LaunchSection
@@ -18,6 +20,8 @@ from raymtl.errors import InputError
 DATA_CPUS_PER_WORKER = 1.0
 """Logical CPUs a rank's reading tasks may hold at once."""
 LOOPBACK = "127.0.0.1"
+ANSWER_S = 3.0
+"""For a port of this machine to accept a connection."""
 LOCAL_ENVIRONMENT = {
     # Sockets, logs and spilled objects, in the subfolder `ray`; a short path, as sockets need it.
     # Processes of a local Ray that ask for "the" cluster look it up in this folder. In Ray's usual
@@ -69,7 +73,8 @@ def session(section: LaunchSection, dashboard: bool = False) -> Iterator[None]:
         return
     address = address_of(section)
     if address:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        with _on_loopback() if only_on_loopback(address) else nullcontext():
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     else:
         start_local(local_cpus(section), section.object_store_bytes, dashboard=dashboard)
     try:
@@ -110,7 +115,7 @@ def start_local(
 
 @contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Lets a Ray that is started keep the address 127.0.0.1, so that its ports listen there only.
+    """Lets a Ray that is started or joined keep the address 127.0.0.1, where its ports listen only.
 
     On Linux Ray takes an address that the network reaches instead, whatever it is told, and listens
     on all of them; on other systems, where it is never more than one node, it does not.
@@ -121,6 +126,23 @@ def _on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = several_nodes
+
+
+def only_on_loopback(address: str) -> bool:
+    """Whether a Ray on this machine listens at HOST:PORT and not at the host's own address.
+
+    So does one that raymtl started; told 127.0.0.1, Ray waits at the host's own address.
+    """
+    host, _, port = address.rpartition(":")
+    if host not in (LOOPBACK, "localhost") or not port.isdecimal():
+        return False
+    return _answers(LOOPBACK, int(port)) and not _answers(get_node_ip_address(), int(port))
+
+
+def _answers(host: str, port: int) -> bool:
+    with suppress(OSError), socket.create_connection((host, port), timeout=ANSWER_S):
+        return True
+    return False
 
 
 def address_of(section: LaunchSection) -> str | None:

@@ -31,9 +31,6 @@ from raymtl_tuning.space import first, random_points
 DRIVER_S = 400
 """Until a driver of its own has made two trials: 30 s, and many times that on a busy machine."""
 
-AS_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Keeps Ray from taking 127.0.0.1 for the host's own address, where a local Ray does not listen."""
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
@@ -167,7 +164,7 @@ def test_a_study_whose_driver_is_killed_goes_on_and_repeats_nothing(folder: str)
     command = [sys.executable, "-m", "raymtl_jobs.cli", "tune", str(path), "--address", address]
     said_by_driver = Path(folder, "driver.txt")
     with open(said_by_driver, "w") as stream:
-        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(HOMES)} | AS_LOOPBACK
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(HOMES)}
         driver = subprocess.Popen(command, env=environ, stderr=stream)
     ends = time.monotonic() + DRIVER_S
     while len(home.records()) < 2 and driver.poll() is None and time.monotonic() < ends:

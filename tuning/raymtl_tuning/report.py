@@ -105,7 +105,8 @@ def _progress(found: Found) -> list[str]:
         caption = "What a forest's fit of the objective loses without each key (by permutation)."
         figures.append((plots.importances(found.effects.importance), caption))
     caption = "Mean over trials, their number in brackets; deeper is better."
-    figures += [(_heat(found, *pair), caption) for pair in _pairs(found)]
+    maps = (_heat(found, *pair) for pair in _pairs(found))
+    figures += [(map_, caption) for map_ in maps if map_ is not None]
     return [html.heading(2, "How it went"), html.panels(figures, "two")]
 
 
@@ -181,16 +182,11 @@ def _pairs(found: Found) -> list[tuple[Axis, Axis]]:
     pairs = [(experts[0], gates[0])] if experts and gates else []
     if len(axes) > 1 and {axes[0][0], axes[1][0]} != {axis[0] for pair in pairs for axis in pair}:
         pairs.append((axes[0], axes[1]))
-    return [pair for pair in pairs if _tried_both(found, *pair)]
+    return pairs
 
 
-def _tried_both(found: Found, x: Axis, y: Axis) -> bool:
-    """Whether a trial with a value has both keys."""
-    return any(r.value is not None and x[0] in r.point and y[0] in r.point for r in found.records)
-
-
-def _heat(found: Found, x: Axis, y: Axis) -> str:
-    """The objective by two keys."""
+def _heat(found: Found, x: Axis, y: Axis) -> str | None:
+    """The objective by two keys; null where no trial with a value has both."""
     (x_key, x_labels), (y_key, y_labels) = x, y
     pick = max if found.config.objective.maximised else min
     groups: dict[tuple[int, int], list[float]] = {}
@@ -205,7 +201,7 @@ def _heat(found: Found, x: Axis, y: Axis) -> str:
         place: Group("", len(values), statistics.fmean(values), pick(values))
         for place, values in groups.items()
     }
-    return plots.heat(x, y, cells, found.config.objective.maximised)
+    return plots.heat(x, y, cells, found.config.objective.maximised) if cells else None
 
 
 def _labels(found: Found, key: str) -> list[str]:

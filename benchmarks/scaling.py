@@ -85,16 +85,16 @@ def _bytes_of(step: Any) -> float:
     sent, exchange_, sum_ = 0.0, collectives.exchange, collectives.sum_
     rank, world_size = collectives.rank(), collectives.world_size()
 
-    def counted_exchange(send: torch.Tensor, sizes: list[int], received: list[int]) -> Any:
+    def counted_exchange(send: torch.Tensor, sizes: list[int], *rest: Any) -> Any:
         nonlocal sent
         row_bytes = send.nbytes / max(1, len(send))
         sent += row_bytes * sum(n for r, n in enumerate(sizes) if r != rank)
-        return exchange_(send, sizes, received)
+        return exchange_(send, sizes, *rest)
 
-    def counted_sum(tensor: torch.Tensor) -> torch.Tensor:
+    def counted_sum(tensor: torch.Tensor, *rest: Any) -> torch.Tensor:
         nonlocal sent
         sent += 2 * tensor.nbytes * (world_size - 1) / world_size
-        return sum_(tensor)
+        return sum_(tensor, *rest)
 
     collectives.exchange, collectives.sum_ = counted_exchange, counted_sum
     try:

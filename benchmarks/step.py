@@ -1,21 +1,22 @@
 """One training step in memory: ours beside plain PyTorch that trains whole tables.
 
     python benchmarks/step.py [--config shipped|small] [--rows 1000000 4000000] [--threads 2]
+    python benchmarks/step.py --rows 1000000 40000000 --contenders "raymtl bf16"
 
 Contenders take turns in one process, with the same threads and malloc settings: raymtl's step at
-W = 1 (where collectives are the identity, so it is the local one as well) in fp32 and bf16, and
-`dense_stem.py` in both. Rows are those of all eight tables together; ids follow Zipf's law. The
-reference is left out where its tables, gradients and Adam's state would not fit --memory. Prints a
-table and writes results/step-CONFIG.json.
+W = 1 (where collectives are the identity, so it is the local one as well) in fp32 and bf16, plain
+and with `train.compile`, and `dense_stem.py` in both. Rows are those of all eight tables together;
+ids follow Zipf's law. The reference is left out where its tables, gradients and Adam's state would
+not fit --memory. Prints a table and the process's peak, and writes results/step-CONFIG.json.
 """
 
 import argparse
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from dense_stem import DenseStem, DenseTraining
 from interleaved import seconds_of, with_malloc_settings
@@ -31,6 +32,8 @@ CONFIGS = {
     "shipped": {"num_shared": 8, "expert": [512, 512, 512], "gate": [128, 64], "tower": [128, 64]},
     "small": {"num_shared": 1, "expert": [64, 64], "gate": [32], "tower": [32]},
 }
+CONTENDERS = ["raymtl fp32", "raymtl bf16", "raymtl fp32 compiled", "raymtl bf16 compiled"]
+CONTENDERS += ["dense fp32", "dense bf16"]
 BATCH, WIDTH, NUM_FIELDS, TASKS, NUM_BATCHES = 4096, 16, 8, ("finish", "like"), 16
 ZIPF = 1.1
 """Exponent of the ids' popularity."""
@@ -46,6 +49,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000, 4_000_000])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--memory", type=float, default=16e9, help="bytes the reference may take")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
@@ -53,42 +57,34 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     results = {}
     for rows in arguments.rows:
-        contenders = _contenders(arguments.config, rows, arguments.memory)
+        fits = rows * BYTES_OF_DENSE_ROW * 2 <= arguments.memory
+        chosen = [n for n in arguments.contenders if fits or not n.startswith("dense")]
+        batches = [random_batch(rows, seed) for seed in range(NUM_BATCHES)]
+        contenders = {n: _contender(n, arguments.config, rows, batches) for n in chosen}
         results[rows] = seconds_of(contenders, arguments.rounds)
         del contenders
     Console().print(_table(arguments.config, results))
     arguments.out.mkdir(parents=True, exist_ok=True)
     written = arguments.out / f"step-{arguments.config}.json"
     settings = {"threads": arguments.threads, "batch": BATCH, "zipf": ZIPF}
-    peak = psutil.Process().memory_info().rss
-    result = {"settings": settings, "seconds": results, "resident_bytes": peak}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"peak of this process: {peak / 1e9:.1f} GB")
+    result = {"settings": settings, "seconds": results, "peak_bytes": peak}
     written.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {written}")
 
 
-def _contenders(name: str, rows: int, memory: float) -> dict[str, Callable[[], object]]:
-    batches = [random_batch(rows, seed) for seed in range(NUM_BATCHES)]
-    made: dict[str, Callable[[], object]] = {}
-    for precision in ("fp32", "bf16"):
-        learner = Learner(config_of(name, precision), schema_of(rows), torch.device("cpu"))
-        made[f"raymtl {precision}"] = _turns(batches, lambda b, of=learner: _step(of, b))
-    if rows * BYTES_OF_DENSE_ROW * 2 <= memory:
-        sizes = CONFIGS[name]
-        for precision in ("fp32", "bf16"):
-            model = DenseStem(
-                table_rows(rows),
-                WIDTH,
-                len(TASKS),
-                (1, sizes["num_shared"]),
-                sizes["expert"],
-                sizes["gate"],
-                sizes["tower"],
-            )
-            dense = DenseTraining(model, precision == "bf16")
-            made[f"dense {precision}"] = _turns(
-                batches, lambda b, of=dense: of.step(b.ids_BC.long(), b.labels_BT)
-            )
-    return made
+def _contender(name: str, config: str, rows: int, batches: list[Batch]) -> Callable[[], object]:
+    kind, precision, *compiled = name.split()
+    if kind == "raymtl":
+        chosen = config_of(config, precision, bool(compiled))
+        learner = Learner(chosen, schema_of(rows), torch.device("cpu"))
+        return _turns(batches, lambda batch: _step(learner, batch))
+    sizes = CONFIGS[config]
+    widths = sizes["expert"], sizes["gate"], sizes["tower"]
+    model = DenseStem(table_rows(rows), WIDTH, len(TASKS), (1, sizes["num_shared"]), *widths)
+    dense = DenseTraining(model, precision == "bf16")
+    return _turns(batches, lambda batch: dense.step(batch.ids_BC.long(), batch.labels_BT))
 
 
 def _turns(batches: list[Batch], step: Callable[[Batch], object]) -> Callable[[], object]:
@@ -127,7 +123,7 @@ def schema_of(rows: int) -> LogSchema:
     )
 
 
-def config_of(name: str, precision: str) -> TrainConfig:
+def config_of(name: str, precision: str, compiled: bool = False) -> TrainConfig:
     """STEM-Net of a named size, row-wise Adagrad with L2 on touched rows."""
     sizes = CONFIGS[name]
     values = {
@@ -142,7 +138,7 @@ def config_of(name: str, precision: str) -> TrainConfig:
         },
         "embedding": {"width": WIDTH},
         "optimizer": {"rows": {"l2": 1e-6}},
-        "train": {"precision": precision, "global_batch_size": BATCH},
+        "train": {"precision": precision, "compile": compiled, "global_batch_size": BATCH},
     }
     return parse(TrainConfig, values, "the benchmark")
 

@@ -91,7 +91,7 @@ def _batches(rows: int) -> list[Tensor]:
 
 
 def _gradient() -> Tensor:
-    """(B, F * V * D), as the pooled rows lie in memory in all contenders."""
+    """Of the pooled rows, as they lie in memory: (B, F * V * D), ours read as (V, B, F, D)."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(BATCH, FEATURES * VIEWS * WIDTH, generator=generator) / BATCH
 
@@ -103,7 +103,7 @@ def _ours(rows: int) -> Callable[[], object]:
     tables = ShardedTables(specs, EmbeddingSection(width=WIDTH, init_std=0), seed=0)
     optimizer = optimizers.build(RowOptimizerSection(lr=LR), tables)
     batches = [_batch(ids) for ids in _batches(rows)]
-    gradient = _gradient().view(BATCH, FEATURES, VIEWS, WIDTH).transpose(1, 2)
+    gradient = _gradient().view(VIEWS, BATCH, FEATURES, WIDTH).transpose(0, 1)
     turn = iter(range(10**9))
 
     def call() -> None:

@@ -20,7 +20,14 @@ ON_RAY = {Path(__file__).parent / folder for folder in ("on_ray", "own_ray")}
 ON_RAY_TIMEOUT_S = 300
 """Starting a local Ray and its workers takes 10 to 30 seconds of a test on 2 cores."""
 
-SET_BY_LIBRARIES = ("PYTEST_", "KMP_", "TORCHINDUCTOR_", "RAY_CLIENT_MODE", "PYTHONBREAKPOINT")
+SET_BY_LIBRARIES = (
+    "PYTEST_",
+    "KMP_",
+    "TORCHINDUCTOR_",
+    "_TORCHINDUCTOR_",
+    "RAY_CLIENT_MODE",
+    "PYTHONBREAKPOINT",
+)
 """Starts of names that pytest sets by itself, and torch and ray when they are imported."""
 
 

@@ -140,6 +140,10 @@ class TrainSection(Section):
     """`bf16` runs the model's matrix products in bfloat16 by autocast; weights, table rows, losses,
     optimizers and all scoring stay fp32. `auto` takes it where the processor multiplies it
     natively: resolved where the run is begun, and stored."""
+    compile: Literal["auto"] | bool = "auto"
+    """Whether the model's training forward and backward go through torch.compile. `auto` does so on
+    CPUs with a C++ compiler, for models that were measured to gain, in runs of 10,000 steps or
+    more: resolved where the run is begun, and stored."""
     report_every_steps: PositiveInt = 50
     """Steps between two lines of metrics.jsonl."""
 

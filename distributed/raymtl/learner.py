@@ -11,6 +11,7 @@ from raymtl import collectives, losses
 from raymtl.balancing import Balancer, projection
 from raymtl.batch import Batch, Inputs
 from raymtl.collectives import Group
+from raymtl.compiling import training_forward
 from raymtl.config import TrainConfig
 from raymtl.dense import DenseParameters, clip_scale, groups_of, learning_rate_factor
 from raymtl.embedding import fields, optimizers
@@ -52,6 +53,7 @@ class Learner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model: Any = registry.build(config.model, self.layout, width).to(device)
+        self.training_forward = training_forward(self.model, config.train.compile is True)
         self.shape = registry.shape(config.model, self.layout, width)
         specs = table_specs(schema, self.shape)
         self.tables = ShardedTables(specs, config.embedding, config.seed, device)
@@ -105,7 +107,7 @@ class Learner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_mix(self.config.seed, step, collectives.rank()))
             with self._autocast():
-                logits_BT = self.model(self._inputs(rows, batch)).float()
+                logits_BT = self.training_forward(self._inputs(rows, batch)).float()
         loss_T = losses.per_task(
             losses.task_losses(logits_BT, batch, self.kinds),
             denominators,

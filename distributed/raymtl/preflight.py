@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from raymtl import warm_start
+from raymtl import compiling, warm_start
 from raymtl.batch import Layout
 from raymtl.config import TrainConfig, parse
 from raymtl.data.files import find_files
@@ -17,6 +17,7 @@ from raymtl.lineage import require_same, schema_at
 from raymtl.models import registry
 from raymtl.run import Run
 from raymtl.schema import LogSchema
+from raymtl.source import order_of, planned_steps
 
 METRICS = {"binary": ("auc", "gauc", "log_loss"), "regression": ("rmse", "mae")}
 RESUME_MAY_CHANGE = (
@@ -69,7 +70,9 @@ def check(config: TrainConfig) -> Job:
     registry.require_fit(config.model, schema, config.embedding.width)
     train = indexed(config.data.train, schema)
     valid = indexed(config.data.valid, schema) if config.data.valid else None
-    return Job(config, schema, train, valid)
+    steps = planned_steps(config, order_of(config, train).steps_per_epoch)
+    chosen = config.train.model_copy(update={"compile": compiling.resolved(config, steps)})
+    return Job(config.model_copy(update={"train": chosen}), schema, train, valid)
 
 
 def resolved_precision(config: TrainConfig) -> str:

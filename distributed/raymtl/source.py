@@ -84,6 +84,12 @@ def order_of(
     )
 
 
+def planned_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Steps of a run that nothing ends early."""
+    steps = config.train.num_epochs * steps_per_epoch
+    return min(steps, config.train.max_steps or steps)
+
+
 def origin(index: LogIndex, batch: Batch, rows: Tensor) -> str:
     """`file row group g (row r, …)` of the marked rows, the first few row groups."""
     marked = np.flatnonzero(rows.cpu().numpy() & (batch.file_B >= 0))

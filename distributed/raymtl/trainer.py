@@ -23,6 +23,7 @@ from raymtl.learner import Learner, StepOutcome
 from raymtl.lineage import known_rows
 from raymtl.metrics import TrainingHistograms
 from raymtl.saving import Saver
+from raymtl.source import planned_steps
 from raymtl.status import agree, raise_together
 
 NOTICE_INTERVAL_S = 5.0
@@ -392,9 +393,3 @@ class Clock:
         rate = (now[1] - self._tick[1]) / max(1e-9, now[0] - self._tick[0])
         self._tick = now
         return rate
-
-
-def planned_steps(config: TrainConfig, steps_per_epoch: int) -> int:
-    """Steps of a run that nothing ends early."""
-    steps = config.train.num_epochs * steps_per_epoch
-    return min(steps, config.train.max_steps or steps)

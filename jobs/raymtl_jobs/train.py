@@ -119,8 +119,7 @@ def begun(config: TrainConfig) -> tuple[TrainConfig, bool]:
 
 def _show_plan(config: TrainConfig, resuming: bool) -> None:
     from raymtl.preflight import check_run, describe
-    from raymtl.source import order_of
-    from raymtl.trainer import planned_steps
+    from raymtl.source import order_of, planned_steps
 
     job, run = check_run(config, resuming)
     show_config(job.config)

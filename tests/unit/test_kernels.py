@@ -5,9 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.models import grad_of
 from raymtl.batch import PAD
 from raymtl.config import RowOptimizerSection
 from raymtl.embedding import kernels, rows
@@ -99,3 +101,56 @@ def test_a_row_takes_its_views_and_a_float_of_state_a_view() -> None:
     # V 2, D 5: 2 * 5 * 4 bytes of values and 2 * 4 of row-wise Adagrad's sums.
     tensors = one_update(1000, {})
     assert sum(t.untyped_storage().nbytes() for t in tensors.values()) == 1000 * (2 * 5 * 4 + 2 * 4)
+
+
+def some_bags(num_rows: int, weighted: bool) -> kernels.Bags:
+    """5,000 bags of 0 to 3 places; the last one is empty."""
+    generator = torch.Generator().manual_seed(1)
+    sizes = torch.randint(0, 4, (5000,), generator=generator)
+    sizes[-1] = 0
+    starts = sizes.cumsum(0) - sizes
+    place = torch.randint(0, num_rows, (int(sizes.sum()),), generator=generator)
+    return place, starts, torch.randn(len(place), generator=generator) if weighted else None
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pooling_and_its_backward_are_those_of_plain_torch(
+    dtype: torch.dtype, weighted: bool
+) -> None:
+    rows_nVD = torch.randn(700, 3, 5)
+    bags = some_bags(len(rows_nVD), weighted)
+    pooled = kernels.pool(rows_nVD.flatten(1), 3, bags, dtype)
+    wanted = [rows.sum_bags(of_view.contiguous(), *bags) for of_view in rows_nVD.unbind(1)]
+    # One float32 product and sum may be rounded together.
+    torch.testing.assert_close(pooled, torch.stack(wanted).to(dtype))
+    grad_VmD = torch.randn(3, 5000, 5).to(dtype)
+    # Two views of the same leaf: of torch's loops, which PAD's row (the last) gets nothing of.
+    leaf = rows_nVD.flatten(1).requires_grad_()
+    views_VmD = [
+        F.embedding_bag(bags[0], v, bags[1], mode="sum", per_sample_weights=bags[2])
+        for v in leaf.unflatten(1, (3, 5)).unbind(1)
+    ]
+    torch.stack(views_VmD).backward(grad_VmD.float())
+    summed = kernels.sum_views(grad_VmD, bags, 699)
+    torch.testing.assert_close(summed[:699], grad_of(leaf)[:699])
+    assert not summed[699].any()
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50))
+def test_sixteen_bits_are_those_that_torch_rounds_to(words: list[int]) -> None:
+    values = torch.tensor(words, dtype=torch.int64).to(torch.uint32).view(torch.float32)
+    values += 0.0  # as a sum: quiet NaN, no negative zero
+    n = torch.arange(len(values))
+    pooled = kernels.pool(values.unsqueeze(1), 1, (n, n, None), torch.bfloat16)[0, :, 0]
+    wanted = values.to(torch.bfloat16)
+    nan = wanted.isnan()
+    assert torch.equal(nan, pooled.isnan())
+    assert torch.equal(wanted[~nan].view(torch.int16), pooled[~nan].view(torch.int16))
+
+
+def test_pooling_of_nothing() -> None:
+    none = torch.empty(0, dtype=torch.int64)
+    assert kernels.pool(torch.zeros(1, 6), 2, (none, none, None), torch.float32).shape == (2, 0, 3)
+    empty = none, torch.zeros(4, dtype=torch.int64), None
+    assert torch.equal(kernels.sum_views(torch.ones(2, 4, 5), empty, 3), torch.zeros(4, 10))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raymtl.batch import PAD, Batch, IdColumns, Inputs, Layout, Sequence
-from raymtl.embedding.rows import Rows, Runs, sum_bags
+from raymtl.embedding.rows import Rows, Runs, compiled, sum_bags
 
 
 def assemble(rows: Rows, batch: Batch, layout: Layout, num_views: int, width: int) -> Inputs:
@@ -138,6 +138,9 @@ class _Pool(torch.autograd.Function):
         """`dtype` of the sums; null means the leaf's."""
         ctx.bags, ctx.num_rows = bags, len(leaf) - 1
         dtype = dtype or leaf.dtype
+        if (kernels := compiled(leaf)) and _known(leaf.dtype, dtype):
+            arrays = bags.place_n, bags.starts_m, bags.weights_n
+            return kernels.pool(leaf.detach(), views, arrays, dtype)
         rows_UVD = leaf.view(len(leaf), views, -1)
         if bags.of_one:
             rows_UVD = rows_UVD.to(dtype)  # rounded here, once a row
@@ -147,15 +150,22 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        bags = ctx.bags
+        bags, grad_VmD = ctx.bags, grad_outputs[0].contiguous()
+        if (kernels := compiled(grad_VmD)) and _known(torch.float32, grad_VmD.dtype):
+            arrays = bags.place_n, bags.starts_m, bags.weights_n
+            return kernels.sum_views(grad_VmD, arrays, ctx.num_rows), None, None, None
         order_n, starts_U1 = _order(bags.place_n, bags.known, ctx.num_rows)
         bag_n = order_n
         if len(bags.starts_m) != len(bags.place_n):
             bag_n = torch.searchsorted(bags.starts_m, order_n, right=True) - 1
         weights = None if bags.weights_n is None else bags.weights_n[order_n]
-        grad_VmD = grad_outputs[0].float().contiguous()
-        summed = [sum_bags(grad_mD, bag_n, starts_U1, weights) for grad_mD in grad_VmD]
+        summed = [sum_bags(grad_mD, bag_n, starts_U1, weights) for grad_mD in grad_VmD.float()]
         return torch.stack(summed, dim=1).flatten(1), None, None, None
+
+
+def _known(rows: torch.dtype, pooled: torch.dtype) -> bool:
+    """Whether the compiled loops read and write these types."""
+    return rows == torch.float32 and pooled in (torch.float32, torch.bfloat16)
 
 
 def _order(place_n: Tensor, known: Runs | None, num_rows: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Compiled loops over table rows on the CPU: sorting, gathering and summing, the Adagrad update.
+"""Compiled loops over table rows on the CPU: sorting, pooling and its backward, Adagrad's update.
 
 The plain torch operations in rows.py and optimizers.py are what they are tested against; they run
 where numba is absent and on other devices. Every output row is written by one thread and its sums
@@ -28,6 +28,9 @@ _BLOCK_ROWS = 128
 _LINE = 64
 """Bytes of a cache line."""
 _DIGIT_BITS = 11
+
+Bags = tuple[Tensor, Tensor, Tensor | None]
+"""Places, where each bag's begin, and their float32 weights; the last bag goes to the end."""
 
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
@@ -173,6 +176,74 @@ def _adagrad(
                 values[row, d] -= grads[i, d]
 
 
+@_compiled
+def _pool_bags(rows: Any, base: int, bags: Any, low: bool, out: Any, first: int, last: int) -> None:
+    """Sums a bag's rows, then its views go to their own places; `low` writes bfloat16's bits."""
+    place, starts, weights = bags
+    num_views, num_bags, width = out.shape
+    row_width = num_views * width
+    total = np.empty(row_width, np.float32)
+    bits = total.view(np.uint32)
+    for i in range(first, last):
+        start = starts[i]
+        stop = starts[i + 1] if i + 1 < num_bags else len(place)
+        for j in range(start, stop):
+            ahead = place[min(j + _AHEAD, len(place) - 1)]
+            for line in range(0, row_width * 4, _LINE):
+                _prefetch(base + ahead * row_width * 4 + line)
+            row, weight = place[j], weights[j] if len(weights) else np.float32(1)
+            if j == start:
+                for d in range(row_width):
+                    total[d] = weight * rows[row, d]
+            else:
+                for d in range(row_width):
+                    total[d] += weight * rows[row, d]
+        if start == stop:
+            total[:] = 0
+        for v in range(num_views):
+            if low:  # to the nearest, ties to even
+                for d in range(width):
+                    word = bits[v * width + d]
+                    up = (word + np.uint32(0x7FFF) + ((word >> 16) & np.uint32(1))) >> 16
+                    nan = (word & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+                    out[v, i, d] = np.uint32(0x7FC0) if nan else up
+            else:
+                for d in range(width):
+                    out[v, i, d] = total[v * width + d]
+
+
+@_compiled
+def _sum_views(
+    grads: Any, bags: Any, num_rows: int, low: bool, out: Any, base: int, first: int, last: int
+) -> None:
+    """Adds each bag's gradient to the rows it read, in the order of its places; PAD's to none."""
+    place, starts, weights = bags
+    num_views, num_bags, width = grads.shape
+    row_width = num_views * width
+    found = np.empty(width, np.float32)
+    bits = found.view(np.uint32)
+    out[first:last] = 0
+    for b in range(num_bags):
+        stop = starts[b + 1] if b + 1 < num_bags else len(place)
+        for j in range(starts[b], stop):
+            ahead = place[min(j + _AHEAD, len(place) - 1)]
+            for line in range(0, row_width * 4, _LINE):
+                _prefetch(base + ahead * row_width * 4 + line)
+            row = place[j]
+            if row < first or row >= min(last, num_rows):
+                continue
+            weight = weights[j] if len(weights) else np.float32(1)
+            for v in range(num_views):
+                if low:
+                    for d in range(width):
+                        bits[d] = np.uint32(grads[v, b, d]) << np.uint32(16)
+                    for d in range(width):
+                        out[row, v * width + d] += weight * found[d]
+                else:
+                    for d in range(width):
+                        out[row, v * width + d] += weight * grads[v, b, d]
+
+
 def find_runs(keys_n: Tensor, none: int) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Distinct keys ascending, `none` behind them; stable order, starts and inverse.
 
@@ -192,6 +263,51 @@ def find_runs(keys_n: Tensor, none: int) -> tuple[Tensor, Tensor, Tensor, Tensor
         return None
     unique, order, starts, inverse = out
     return unique[:found], order, starts[:found], inverse
+
+
+def pool(rows: Tensor, views: int, bags: Bags, dtype: torch.dtype) -> Tensor:
+    """Sums rows bag by bag, views one behind the other: (views, m, D) of float32 or bfloat16.
+
+    Args:
+        rows: float32 (n, views * D).
+    """
+    starts = bags[1]
+    out = torch.empty(views, len(starts), rows.shape[1] // views, dtype=dtype)
+    low, target, source = dtype == torch.bfloat16, _words(out), rows.numpy()
+    arrays, base = _arrays(bags), rows.data_ptr()
+    _in_parts(len(starts), lambda a, b: _pool_bags(source, base, arrays, low, target, a, b))
+    return out
+
+
+def sum_views(grad_VmD: Tensor, bags: Bags, num_rows: int) -> Tensor:
+    """The backward of `pool`: float32 (num_rows + 1, views * D), the last row zeros.
+
+    Args:
+        grad_VmD: contiguous float32 or bfloat16.
+        num_rows: rows below it get their bags' gradients; PAD has this place.
+    """
+    views, _, width = grad_VmD.shape
+    out = torch.empty(num_rows + 1, views * width)
+    low, source, target = grad_VmD.dtype == torch.bfloat16, _words(grad_VmD), out.numpy()
+    arrays, base = _arrays(bags), out.data_ptr()
+
+    def add(first: int, last: int) -> None:
+        _sum_views(source, arrays, num_rows, low, target, base, first, last)
+
+    _in_parts(len(out), add)
+    return out
+
+
+def _words(tensor: Tensor) -> Any:
+    """As numpy; bfloat16, which it has not, by its bits."""
+    low = tensor.dtype == torch.bfloat16
+    return tensor.view(torch.uint16).numpy() if low else tensor.numpy()
+
+
+def _arrays(bags: Bags) -> tuple[Any, Any, Any]:
+    place, starts, weights = bags
+    held = torch.empty(0) if weights is None else weights
+    return place.numpy(), starts.numpy(), held.numpy()
 
 
 def keys(ids_BC: Tensor, sizes: tuple[Tensor, ...], owners: tuple[int, Tensor, int]) -> Tensor:

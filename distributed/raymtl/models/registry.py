@@ -13,6 +13,7 @@ model's name. Members it may also have, all of them found by name:
   over a rank's rows; their total over ranks comes before the training forward, and never otherwise.
 - `optimizer_groups()`: pairs of parameter names and the DenseOptimizerSection that moves them.
 - `gate_sources`, `gate_mass(inputs, weight_B=None)`: (layers, T, sources), rows of which sum to 1.
+- `gains_compiled`: whether its training steps were measured to be faster by torch.compile.
 
 Another package offers one by an entry point of the group `raymtl.models`.
 """
@@ -117,6 +118,11 @@ def shape(section: ModelSection, layout: Layout, width: int) -> InputShape:
     """
     model = _model(section.name)
     return InputShape.of(layout, width, model.task_specific, getattr(model, "shared_view", True))
+
+
+def gains_compiled(section: ModelSection) -> bool:
+    """Whether the named model's training steps were measured to be faster by torch.compile."""
+    return getattr(_model(section.name), "gains_compiled", False)
 
 
 def require_fit(section: ModelSection, schema: LogSchema, width: int) -> None:

@@ -41,6 +41,7 @@ class Stem(nn.Module):
     task_specific = True
     shared_view = True
     whole_sequences = False
+    gains_compiled = True
     Config = StemConfig
 
     def __init__(self, config: StemConfig, shape: InputShape):

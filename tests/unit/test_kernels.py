@@ -90,11 +90,22 @@ def test_the_adagrad_update_is_that_of_plain_torch(
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_results_do_not_depend_on_the_number_of_threads() -> None:
+def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_LEAST_ROWS", 100)
     on_two = one_update(20_000, {})
     torch.set_num_threads(1)
     for name, tensor in one_update(20_000, {}).items():
         assert torch.equal(on_two[name], tensor), name
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_pooling_does_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_LEAST_ROWS", 100)
+    values, grad_VmD, bags = torch.randn(700, 15), torch.randn(3, 5000, 5), some_bags(700, True)
+    on_two = kernels.pool(values, 3, bags, torch.float32), kernels.sum_views(grad_VmD, bags, 699)
+    torch.set_num_threads(1)
+    assert torch.equal(on_two[0], kernels.pool(values, 3, bags, torch.float32))
+    assert torch.equal(on_two[1], kernels.sum_views(grad_VmD, bags, 699))
 
 
 def test_a_row_takes_its_views_and_a_float_of_state_a_view() -> None:

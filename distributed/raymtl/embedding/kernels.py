@@ -22,8 +22,8 @@ from torch import Tensor
 
 _AHEAD = 16
 """Rows asked for before they are needed: about as long as memory takes to answer."""
-_LEAST_ROWS = 2048
-"""Rows a thread is worth."""
+_LEAST_ROWS = 2**16
+"""Rows a thread is worth: torch's own threads keep their cores busy for a while after each call."""
 _BLOCK_ROWS = 128
 _LINE = 64
 """Bytes of a cache line."""

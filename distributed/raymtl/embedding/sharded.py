@@ -130,7 +130,11 @@ class ShardedTables:
             runs = find_runs(plan.keys(ids, table_C).flatten())
             asked.runs.append(runs)
             asked.routes.append(self._ask(plan, runs.unique_U, group))
-            asked.place_BC[:, columns] = runs.inverse_n.view(ids.shape)
+            place_BC = runs.inverse_n.view(ids.shape)
+            if ids is ids_BC:
+                asked.place_BC = place_BC
+            else:
+                asked.place_BC[:, columns] = place_BC
         return asked
 
     def fetch(self, asked: Asked) -> Rows:

@@ -1,11 +1,12 @@
 """Whether reading keeps up: `raymtl train` on one worker beside the bare in-memory step loop.
 
-    python benchmarks/ingest.py [--rows 400000] [--rounds 5]
+    python benchmarks/ingest.py [--config small|shipped] [--precision fp32] [--rounds 5]
 
-The same STEM-Net and batch size, one step thread on both sides; runs take turns. The bare loop
-trains in this process on the log's first batches, read beforehand. Also rows/s of Ray Data alone:
-one rank's stream iterated without training. Prints a table with the share of time that training
-waited for data, and writes results/ingest.json. Issue: 90 % of the bare loop, waiting under 3 %.
+The same STEM-Net of step.py's sizes, batch size and number of step threads on both sides (`small`
+one, which leaves a core to reading, `shipped` two); runs take turns. The bare loop trains in this
+process on the log's first batches, read beforehand. Also rows/s of Ray Data alone: one rank's
+stream iterated without training. Prints a table with the share of time that training waited for
+data, and writes results/ingest-CONFIG.json. Issue: 90 % of the bare loop, waiting under 3 %.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from interleaved import with_malloc_settings, written
 from rich.console import Console
 from rich.table import Table
 from runs import stem, synth, trained
+from step import CONFIGS, config_of
 
 from raymtl.cluster import session
 from raymtl.config import LaunchSection, TrainConfig, parse
@@ -35,17 +37,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--config", choices=CONFIGS, default="small")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--rows", type=int, default=400_000)
-    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
-    with_malloc_settings(1)
-    torch.set_num_threads(1)
+    threads = 1 if arguments.config == "small" else 2
+    with_malloc_settings(threads)
+    torch.set_num_threads(threads)
     found: dict[str, list[float]] = {"bare": [], "train": [], "waiting": [], "reading": []}
     with tempfile.TemporaryDirectory() as folder:
         synth(Path(folder), arguments.rows)
-        values = stem(Path(folder), arguments.width, 1, threads_per_worker=1)
+        values = stem(Path(folder), 64, 1, threads_per_worker=threads)
+        values["model"] = config_of(arguments.config, arguments.precision).model.model_dump()
+        values["train"] |= {"precision": arguments.precision, "num_epochs": arguments.epochs}
         job = check(parse(TrainConfig, values, "the benchmark"))
         for _ in range(arguments.rounds):
             found["bare"].append(_bare(job))
@@ -60,7 +67,7 @@ def main() -> None:
     table.add_row("raymtl train", f"{middle['train']:,.0f}", share, f"{middle['waiting']:.1%}")
     table.add_row("Ray Data alone", f"{middle['reading']:,.0f}", "", "")
     Console().print(table)
-    written(arguments.out, "ingest", found)
+    written(arguments.out, f"ingest-{arguments.config}", found)
 
 
 def _bare(job: Job) -> float:

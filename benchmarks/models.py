@@ -2,9 +2,9 @@
 
     python benchmarks/models.py [--rows 1000000] [--threads 2] [--rounds 5] [--models stem mmoe]
 
-The batches and tables of step.py; models that need what these have
-not (a chain of tasks, sequences) are named and left out. Contenders take turns. Prints a table and
-writes results/models.json.
+The batches and tables of step.py; models that need what these have not (a chain of tasks,
+sequences) are named and left out. With --compiled every model runs by `train.compile` too: what
+`gains_compiled` rests on. Contenders take turns. Prints a table and writes results/models.json.
 """
 
 import argparse
@@ -31,6 +31,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--least-s", type=float, default=0.5)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--models", nargs="+", default=registry.names())
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
@@ -39,9 +41,14 @@ def main() -> None:
     contenders, left_out = {}, {}
     for name in arguments.models:
         try:
-            contenders[name] = _steps(name, arguments.rows)
+            contenders[name] = _steps(name, arguments.rows, arguments.precision, False)
+            if arguments.compiled:
+                made = _steps(name, arguments.rows, arguments.precision, True)
+                contenders[f"{name} compiled"] = made
         except InputError as error:
             left_out[name] = error.what
+    # Of one process; models share the code of their forward.
+    torch._dynamo.config.recompile_limit = 100
     seconds = seconds_of(contenders, arguments.rounds, arguments.least_s)
     table = Table(
         "model", "ms", "rows/s", title=f"batch {BATCH}, {arguments.rows:,} rows of tables"
@@ -55,8 +62,10 @@ def main() -> None:
     written(arguments.out, "models", result)
 
 
-def _steps(name: str, rows: int) -> Callable[[], object]:
-    base = config_of("small", "fp32").model_dump(mode="json") | {"model": {"name": name}}
+def _steps(name: str, rows: int, precision: str, compiled: bool) -> Callable[[], object]:
+    base = config_of("small", precision, compiled).model_dump(mode="json") | {
+        "model": {"name": name}
+    }
     config = parse(TrainConfig, override(base, []), "the benchmark")
     registry.require_fit(config.model, schema_of(rows), config.embedding.width)
     learner = Learner(config, schema_of(rows), torch.device("cpu"))

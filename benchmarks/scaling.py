@@ -1,14 +1,16 @@
 """One and two rank processes, a core and a thread each, on in-memory batches.
 
-    python benchmarks/scaling.py [--config small|shipped] [--rows 1000000] [--rounds 5]
+    python benchmarks/scaling.py [--config small|shipped] [--precision bf16] [--compiled]
 
-Weak: 4,096 rows a rank; strong: 4,096 in all. Also one rank of the strong half batch, and the bytes
+As training does it: the next batch's rows are asked for beside a step. Weak: 4,096 rows a rank;
+strong: 4,096 in all. Also one rank of the strong half batch, and the bytes
 that rank 0 sends in a step, counted in `collectives`, beside the formula of docs/operations.md.
 The two sizes cannot share a process group, so they take turns as groups: `--turns` of each. Prints
 a table and writes results/scaling-CONFIG.json.
 """
 
 import argparse
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,8 +23,11 @@ from rich.table import Table
 from step import BATCH, CONFIGS, config_of, random_batch, schema_of
 
 from raymtl import collectives
+from raymtl.ahead import Ahead
 from raymtl.analysis.plan import exchange
 from raymtl.analysis.rates import StepPoint
+from raymtl.batch import Batch
+from raymtl.embedding.sharded import Asked
 from raymtl.learner import Learner
 
 
@@ -31,6 +36,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", choices=CONFIGS, default="small")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--turns", type=int, default=2)
@@ -40,8 +47,8 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {}
     for _ in range(arguments.turns):
         for world_size, rows in ((1, BATCH), (2, BATCH), (2, BATCH // 2)):
-            job = (arguments.config, arguments.rows, rows, arguments.rounds)
-            ranks = on_ranks(measured, world_size, *job)
+            how = arguments.config, arguments.precision, arguments.compiled
+            ranks = on_ranks(measured, world_size, *how, arguments.rows, rows, arguments.rounds)
             found.setdefault(f"{world_size} x {rows}", []).append(ranks[0])
     seconds = {name: median(f["seconds"] for f in turns) for name, turns in found.items()}
     one, weak, strong = seconds.values()
@@ -56,28 +63,37 @@ def main() -> None:
     written(arguments.out, f"scaling-{arguments.config}", {"ratios": ratios, "turns": found})
 
 
-def measured(name: str, table_rows: int, rows: int, rounds: int) -> dict[str, float]:
+def measured(
+    name: str, precision: str, compiled: bool, table_rows: int, rows: int, rounds: int
+) -> dict[str, float]:
     """Collective. Median seconds of a step and the bytes out of this rank."""
-    learner = Learner(config_of(name, "fp32"), schema_of(table_rows), torch.device("cpu"))
+    config = config_of(name, precision, compiled)
+    learner = Learner(config, schema_of(table_rows), torch.device("cpu"))
     first = 100 * collectives.rank()
     batches = [random_batch(table_rows, first + n).head(rows) for n in range(8)]
-    turn = 0
-
-    def step() -> None:
-        nonlocal turn
-        batch, turn = batches[turn % len(batches)], turn + 1
-        sums = collectives.sum_(learner.local_sums(batch))
-        learner.step(batch, sums, 0, 10_000)
-
-    sent = _bytes_of(step)
+    sent = _bytes_of(lambda: _step(learner, batches[0]))
     counted = learner.tables.distinct(learner.tables.lookup(batches[0].ids_BC, learner.layout))
     num_dense = sum(p.numel() for p in learner.model.parameters())
     point = StepPoint(rows, 1, 0.0, tuple(counted), 0)
     world_size = collectives.world_size()
     formula, _ = exchange(point, num_dense, world_size, learner.config.embedding)
-    # The same number of calls on every rank, whatever their clocks say.
-    seconds = seconds_of({"step": step}, rounds, repeats=10)["step"]
+    with Ahead(learner, cycle(batches), timeout_s=600) as ahead:
+        ahead.begin()
+
+        def step() -> None:
+            found = ahead.take()
+            ahead.begin()
+            assert found.batch is not None
+            _step(learner, found.batch, found.asked)
+
+        # The same number of calls on every rank, whatever their clocks say.
+        seconds = seconds_of({"step": step}, rounds, repeats=10)["step"]
     return {"seconds": seconds, "sent_bytes": sent, "formula_bytes": formula}
+
+
+def _step(learner: Learner, batch: Batch, asked: Asked | None = None) -> None:
+    sums = collectives.sum_(learner.local_sums(batch))
+    learner.step(batch, sums, 0, 10_000, asked)
 
 
 def _bytes_of(step: Any) -> float:

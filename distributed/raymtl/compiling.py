@@ -74,6 +74,8 @@ class CompiledForward:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(home, "raymtl", "compiled")))
         # In this process: a pool would outlive the work, a pool for each rank.
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+        # torch keeps a few variants of a function; those of earlier models count among them.
+        torch.compiler.reset()
         self.model = model
         self.call: Forward = torch.compile(model, dynamic=True)
         self._called = False

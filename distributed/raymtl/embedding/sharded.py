@@ -53,8 +53,13 @@ class _Route:
     sent: list[int]
     """Per rank, indices I sent: of its sharded rows, then of all my replicated ones."""
     received: list[int]
-    asked_n: Tensor
-    """Indices I received, in rank order: rows of mine that are asked for or will get gradients."""
+    """Per rank, indices I got: rows of mine that it asks for, or that will get its gradients."""
+    runs: Runs
+    """Of the indices I got, in rank order."""
+    wanted_n: Tensor
+    """Those of my sharded rows, which are asked for; all of them on one rank alone."""
+    wanted: list[int]
+    """How many of them, per rank."""
     copies_n: Tensor
     """Of all my replicated rows, where they lie here."""
 
@@ -237,27 +242,32 @@ class ShardedTables:
         sent = [n + len(replicated) for n in owned]
         received = collectives.exchange_sizes(sent, self._device, group)
         asked_n = collectives.exchange(torch.cat(pieces), sent, received, group)
-        return _Route(owned, sent, received, asked_n, pieces[2 * self.rank + 1])
+        copies_n = pieces[2 * self.rank + 1]
+        if self.world_size == 1:  # all are its own, distinct and ascending
+            n = torch.arange(len(asked_n), device=asked_n.device)
+            runs = Runs(asked_n, n, n, n)
+            return _Route(owned, sent, received, runs, asked_n, received, copies_n)
+        sharded_n = asked_n < plan.num_sharded[self.rank]
+        wanted = [int(part.sum()) for part in sharded_n.split(received)]
+        runs = find_runs(asked_n)
+        return _Route(owned, sent, received, runs, asked_n[sharded_n], wanted, copies_n)
 
     def _fetch(self, plan: GroupPlan, store: RowStore, route: _Route) -> Tensor:
         """Collective. Answers what was asked of this rank; returns its own rows, and PAD's."""
         if self.world_size == 1:
-            return gather_padded(store.values, route.asked_n)
-        sharded_n = route.asked_n < plan.num_sharded[self.rank]
-        sizes = [int(part.sum()) for part in sharded_n.split(route.received)]
-        reply = gather_rows(store.values, route.asked_n[sharded_n])
-        rows = collectives.exchange(reply.to(self._wire), sizes, route.owned).float()
+            return gather_padded(store.values, route.wanted_n)
+        reply = gather_rows(store.values, route.wanted_n)
+        rows = collectives.exchange(reply.to(self._wire), route.wanted, route.owned).float()
         return torch.cat([rows, gather_padded(store.values, route.copies_n)])
 
     def _bring(self, group: GroupRows) -> tuple[Tensor, Tensor]:
         """Collective. The distinct local rows, ascending, and their gradients summed over ranks."""
         route, grads = group.route, leaf_gradient(group)
         if self.world_size == 1:
-            return route.asked_n, grads
+            return route.runs.unique_U, grads
         *owned, copies = grads.split([*route.owned, len(grads) - sum(route.owned)])
         if len(copies):
             grads = torch.cat([piece for own in owned for piece in (own, copies)])
         grads = grads.contiguous().to(self._wire)
         grads = collectives.exchange(grads, route.sent, route.received).float()
-        runs = find_runs(route.asked_n)
-        return runs.unique_U, sum_bags(grads, runs.order_n, runs.starts_U)
+        return route.runs.unique_U, sum_bags(grads, route.runs.order_n, route.runs.starts_U)

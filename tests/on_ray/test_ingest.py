@@ -1,5 +1,6 @@
 """Batches through Ray Data are the plain reader's, bit for bit; errors arrive as raised."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,17 +122,48 @@ def test_a_file_rewritten_under_a_run_is_named(tmp_path: Path) -> None:
 
 
 def test_a_log_larger_than_the_object_store_streams_through(tmp_path: Path) -> None:
+    stream = long_stream(tmp_path)
+    num_rows = stream.span.stop_step * 2000
+    store = ray.cluster_resources()["object_store_memory"]
+    assert num_rows * ingest.row_bytes(stream.layout) > 1.5 * store
+    rows = sum(b.num_rows for b in iterate(dataset(stream, NARROW), stream))
+    assert rows == 20_000 * 8
+
+
+def test_scheduling_rests_while_a_reader_takes_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[float] = []
+    after_a_turn = ingest.Paced.on_execution_step
+
+    def counted(self: ingest.Paced, executor: object) -> None:
+        turns.append(time.monotonic())
+        after_a_turn(self, executor)
+
+    monkeypatch.setattr(ingest.Paced, "on_execution_step", counted)
+    stream = long_stream(tmp_path)
+    batches = iterate(dataset(stream, NARROW), stream)
+    next(batches)
+    time.sleep(3)  # until all that may be in flight is
+    start = time.monotonic()
+    time.sleep(3)
+    seen = [t for t in turns if t > start]
+    # Some thousand without a rest.
+    assert 0 < len(seen) < 2 * 3 / ingest._REST_S
+    next(batches)
+    del batches
+
+
+NARROW = Share(1.0, object_store_bytes=30_000_000)
+
+
+def long_stream(folder: Path) -> Stream:
+    """Eight passes over 20,000 rows of 500 ids; some 400 MB decoded."""
     bag = BagFeature(kind="bag", name="tags", encoding="index", table="item", max_length=500)
     schema = SCHEMA.model_copy(update={"features": [SCHEMA.features[0], bag]})
-    index = read_index(write_log(tmp_path, [20_000], 2000), schema)
+    index = read_index(write_log(folder, [20_000], 2000), schema)
     order = Order(index, 0, 4, chunk_rows=2000, rows_per_step=500, shuffled=True)
-    num_steps = order.steps_per_epoch * 8
-    store = ray.cluster_resources()["object_store_memory"]
-    assert num_steps * 2000 * ingest.row_bytes(Layout.of(schema)) > 1.5 * store
-    share = Share(1.0, object_store_bytes=30_000_000)
-    stream = Stream(index, schema, order, Span(0, 1, 0, num_steps))
-    rows = sum(b.num_rows for b in iterate(dataset(stream, share), stream))
-    assert rows == 20_000 * 8
+    return Stream(index, schema, order, Span(0, 1, 0, order.steps_per_epoch * 8))
 
 
 def test_footers_of_many_files_are_read_by_ray_tasks(

@@ -4,6 +4,7 @@ The dataset's items are ranges of a rank's pieces; a task works out which pieces
 and decodes them. So a run of any length costs the driver a few numbers per task.
 """
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import DataIterator, Dataset, ExecutionResources
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from raymtl.batch import Batch, Layout
 from raymtl.data import reading
@@ -28,6 +30,8 @@ _CHUNKS_IN_FLIGHT = 8
 """Decoded chunks of a stream in the object store, besides those that its reader has asked for."""
 _LEAST_IN_FLIGHT = 64 * 2**20
 """Bytes that a stream may have in the object store however small its chunks are."""
+_REST_S = 0.03
+"""Before the next turn of a dataset's scheduling, where nothing was to be done."""
 _ORIGIN_BYTES = 16
 """File and row of one row, kept beside its decoded columns."""
 
@@ -60,6 +64,7 @@ def dataset(stream: Stream, share: Share | None = None) -> Dataset:
         cpu=share.cpus or None, object_store_memory=share.object_store_bytes
     )
     source.context.enable_progress_bars = False
+    source.context.custom_execution_callback_classes = [Paced]
     source.context.target_max_block_size = _chunk_bytes(order, stream.layout)
     # A task that waited for its reader would keep its CPU from other streams, of which validation
     # is one while training waits: so a task may leave all its blocks, and only new ones are held
@@ -78,6 +83,26 @@ def dataset(stream: Stream, share: Share | None = None) -> Dataset:
         num_cpus=min(1.0, share.cpus),
         **near,
     )
+
+
+class Paced(ExecutionCallback):
+    """Rests the loop that schedules reading, which runs in the training process.
+
+    While blocks wait for their reader it would turn without a pause and hold Python's lock, which
+    every operation of a training step needs: steps then take several times as long.
+    """
+
+    def __init__(self) -> None:
+        self._done = -1
+
+    def on_execution_step(self, executor: Any) -> None:
+        """After each turn of the loop; one that brought nothing on is followed by a rest."""
+        of_all = [op.metrics for op in executor._topology]
+        done = sum(m.num_tasks_submitted + m.num_task_outputs_generated for m in of_all)
+        done += sum(m.num_tasks_finished for m in of_all)
+        if done == self._done:
+            time.sleep(_REST_S)
+        self._done = done
 
 
 def iterate(

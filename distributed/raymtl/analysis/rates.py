@@ -179,6 +179,8 @@ def _step_point(
     learner: Learner, batches: list[Batch], rows: int, threads: int, built_bytes: int
 ) -> StepPoint:
     torch.set_num_threads(threads)
+    if learner.config.train.compile:
+        torch.compiler.reset()  # what is compiled keeps its number of threads
     parts = [batch.head(rows) for batch in batches]
     times = []
     for number in range(_WARM_UP + _STEPS):

@@ -33,6 +33,8 @@ Bags = tuple[Tensor, Tensor, Tensor | None]
 """Places, where each bag's begin, and their float32 weights; the last bag goes to the end."""
 
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
+_contracted = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+"""Rounds a product and its sum once, as torch's embedding_bag does."""
 
 
 def _generate_prefetch(typing: Any, address: Any) -> Any:
@@ -176,7 +178,7 @@ def _adagrad(
                 values[row, d] -= grads[i, d]
 
 
-@_compiled
+@_contracted
 def _pool_bags(rows: Any, base: int, bags: Any, low: bool, out: Any, first: int, last: int) -> None:
     """Sums a bag's rows, then its views go to their own places; `low` writes bfloat16's bits."""
     place, starts, weights = bags
@@ -212,12 +214,13 @@ def _pool_bags(rows: Any, base: int, bags: Any, low: bool, out: Any, first: int,
                     out[v, i, d] = total[v * width + d]
 
 
-@_compiled
+@_contracted
 def _sum_views(
-    grads: Any, bags: Any, num_rows: int, low: bool, out: Any, base: int, first: int, last: int
+    grads: Any, bags: Any, num_rows: int, low: bool, target: Any, first: int, last: int
 ) -> None:
     """Adds each bag's gradient to the rows it read, in the order of its places; PAD's to none."""
     place, starts, weights = bags
+    out, base = target
     num_views, num_bags, width = grads.shape
     row_width = num_views * width
     found = np.empty(width, np.float32)
@@ -288,11 +291,11 @@ def sum_views(grad_VmD: Tensor, bags: Bags, num_rows: int) -> Tensor:
     """
     views, _, width = grad_VmD.shape
     out = torch.empty(num_rows + 1, views * width)
-    low, source, target = grad_VmD.dtype == torch.bfloat16, _words(grad_VmD), out.numpy()
-    arrays, base = _arrays(bags), out.data_ptr()
+    low, source, arrays = grad_VmD.dtype == torch.bfloat16, _words(grad_VmD), _arrays(bags)
+    target = out.numpy(), out.data_ptr()
 
     def add(first: int, last: int) -> None:
-        _sum_views(source, arrays, num_rows, low, target, base, first, last)
+        _sum_views(source, arrays, num_rows, low, target, first, last)
 
     _in_parts(len(out), add)
     return out

@@ -25,6 +25,7 @@ RESUME_MAY_CHANGE = (
     "failure",
     "checkpoint",
     "metrics",
+    "train.compile",
     "train.num_epochs",
     "train.max_steps",
     "train.max_rows",
@@ -32,7 +33,8 @@ RESUME_MAY_CHANGE = (
     "train.report_every_steps",
     "validation.patience",
 )
-"""Keys whose change leaves every batch and update of the run as it was."""
+"""Keys whose change leaves every batch and update of the run as it was; `train.compile` but for
+rounding: `auto` may mean another thing with more epochs, or on a machine without a compiler."""
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,8 @@ from helpers.training import small_config, train_config, train_on_rank
 from raymtl import compiling
 from raymtl.compiling import LEAST_STEPS, CompiledForward, resolved
 from raymtl.errors import InputError
-from raymtl.models import registry
+from raymtl.preflight import check_run
 
-GAINING = [n for n in registry.names() if registry.gains_compiled(small_section(n))]
-LONG = "train.max_steps=1000000", "train.num_epochs=1000000"
 STEM = small_section("stem")
 
 
@@ -78,10 +76,10 @@ def test_a_node_that_cannot_compile_says_so_and_runs_the_model_as_it_is(
 
 
 def test_auto_compiles_long_runs_of_models_that_gain(tmp_path: Path) -> None:
-    config = train_config(str(tmp_path), *LONG)
+    config = train_config(str(tmp_path))
     assert resolved(config, LEAST_STEPS)
     assert not resolved(config, LEAST_STEPS - 1)
-    assert not resolved(train_config(str(tmp_path), *LONG, "launch.use_gpu=true"), LEAST_STEPS)
+    assert not resolved(train_config(str(tmp_path), "launch.use_gpu=true"), LEAST_STEPS)
     assert not resolved(train_config(str(tmp_path), "balancing.name=pcgrad"), LEAST_STEPS)
     others = small_section("dephn")
     assert not resolved(
@@ -101,3 +99,15 @@ def test_asked_for_where_it_cannot_be_it_is_refused(
     with pytest.raises(InputError, match="no no-such-compiler here"):
         resolved(asked, 1)
     assert not resolved(train_config(str(tmp_path)), LEAST_STEPS)
+
+
+def test_a_run_goes_on_where_auto_means_another_thing_by_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_log(tmp_path, rows=1500)
+    config = train_config(str(tmp_path), "name=longer")
+    job, run = check_run(config, resume=False)
+    assert job.config.train.compile is False
+    run.begin(job.config, job.schema, job.train)
+    monkeypatch.setattr(compiling, "LEAST_STEPS", 1)
+    assert check_run(config, resume=True)[0].config.train.compile is True

@@ -138,7 +138,7 @@ class _Pool(torch.autograd.Function):
         """`dtype` of the sums; null means the leaf's."""
         ctx.bags, ctx.num_rows = bags, len(leaf) - 1
         dtype = dtype or leaf.dtype
-        if (kernels := compiled(leaf)) and _known(leaf.dtype, dtype):
+        if (kernels := compiled(leaf)) and _looped(leaf.dtype, dtype):
             arrays = bags.place_n, bags.starts_m, bags.weights_n
             return kernels.pool(leaf.detach(), views, arrays, dtype)
         rows_UVD = leaf.view(len(leaf), views, -1)
@@ -151,7 +151,7 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         bags, grad_VmD = ctx.bags, grad_outputs[0].contiguous()
-        if (kernels := compiled(grad_VmD)) and _known(torch.float32, grad_VmD.dtype):
+        if (kernels := compiled(grad_VmD)) and _looped(torch.float32, grad_VmD.dtype):
             arrays = bags.place_n, bags.starts_m, bags.weights_n
             return kernels.sum_views(grad_VmD, arrays, ctx.num_rows), None, None, None
         order_n, starts_U1 = _order(bags.place_n, bags.known, ctx.num_rows)
@@ -163,7 +163,7 @@ class _Pool(torch.autograd.Function):
         return torch.stack(summed, dim=1).flatten(1), None, None, None
 
 
-def _known(rows: torch.dtype, pooled: torch.dtype) -> bool:
+def _looped(rows: torch.dtype, pooled: torch.dtype) -> bool:
     """Whether the compiled loops read and write these types."""
     return rows == torch.float32 and pooled in (torch.float32, torch.bfloat16)
 

@@ -54,8 +54,8 @@ class _Route:
     """Per rank, indices I sent: of its sharded rows, then of all my replicated ones."""
     received: list[int]
     """Per rank, indices I got: rows of mine that it asks for, or that will get its gradients."""
-    runs: Runs
-    """Of the indices I got, in rank order."""
+    runs: Runs | None
+    """Of the indices I got, in rank order; null on one rank alone, where all are different."""
     wanted_n: Tensor
     """Those of my sharded rows, which are asked for; all of them on one rank alone."""
     wanted: list[int]
@@ -243,10 +243,8 @@ class ShardedTables:
         received = collectives.exchange_sizes(sent, self._device, group)
         asked_n = collectives.exchange(torch.cat(pieces), sent, received, group)
         copies_n = pieces[2 * self.rank + 1]
-        if self.world_size == 1:  # all are its own, distinct and ascending
-            n = torch.arange(len(asked_n), device=asked_n.device)
-            runs = Runs(asked_n, n, n, n)
-            return _Route(owned, sent, received, runs, asked_n, received, copies_n)
+        if self.world_size == 1:
+            return _Route(owned, sent, received, None, asked_n, received, copies_n)
         sharded_n = asked_n < plan.num_sharded[self.rank]
         wanted = [int(part.sum()) for part in sharded_n.split(received)]
         runs = find_runs(asked_n)
@@ -263,8 +261,8 @@ class ShardedTables:
     def _bring(self, group: GroupRows) -> tuple[Tensor, Tensor]:
         """Collective. The distinct local rows, ascending, and their gradients summed over ranks."""
         route, grads = group.route, leaf_gradient(group)
-        if self.world_size == 1:
-            return route.runs.unique_U, grads
+        if route.runs is None:
+            return route.wanted_n, grads
         *owned, copies = grads.split([*route.owned, len(grads) - sum(route.owned)])
         if len(copies):
             grads = torch.cat([piece for own in owned for piece in (own, copies)])

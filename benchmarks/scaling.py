@@ -3,8 +3,8 @@
     python benchmarks/scaling.py [--config small|shipped] [--precision bf16] [--compiled]
 
 As training does it: the next batch's rows are asked for beside a step. Weak: 4,096 rows a rank;
-strong: 4,096 in all. Also one rank of the strong half batch, and the bytes
-that rank 0 sends in a step, counted in `collectives`, beside the formula of docs/operations.md.
+strong: 4,096 in all. Also the bytes that rank 0 sends in a step, counted in `collectives`, beside
+the formula of docs/operations.md.
 The two sizes cannot share a process group, so they take turns as groups: `--turns` of each. Prints
 a table and writes results/scaling-CONFIG.json.
 """

@@ -38,7 +38,7 @@ STORE_FOR_DATA = 0.5
 """Part of the object store that the ranks' streams share."""
 SCORED = {"valid/": "validation", "before/": "this log before training on it:"}
 """Metrics that are said as they come: what their keys begin with, and words for a person."""
-SWITCH_S = 0.0005
+SWITCH_S = 0.00005
 """After which a worker's other threads, Ray Data's among them, give Python's lock to the step that
 waits for it: a step takes it hundreds of times. Python's own is ten times as long."""
 POLL_INTERVAL_S = 0.5

@@ -105,7 +105,7 @@ class Learner:
         if len(statistics):
             self.model.take_statistics(statistics)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mix(self.config.seed, step, collectives.rank()))
+            _seed(_mix(self.config.seed, step, collectives.rank()), self.device)
             with self._autocast():
                 logits_BT = self.training_forward(self._inputs(rows, batch)).float()
         loss_T = losses.per_task(
@@ -257,3 +257,10 @@ class Learner:
 def _mix(seed: int, step: int, rank: int) -> int:
     """A seed of its own for each (seed, step, rank)."""
     return ((seed * 1_000_003 + step) * 1_000_003 + rank) % 2**63
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Of the generators that a step draws from; torch.manual_seed also writes down its callers."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

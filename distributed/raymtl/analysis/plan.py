@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from raymtl.analysis.rates import Rates, StepPoint
-from raymtl.data.ingest import in_flight_bytes, memory_bytes
+from raymtl.data.ingest import in_flight_bytes, memory_bytes, row_bytes
 from raymtl.embedding.tables import table_specs
 from raymtl.footprint import table_bytes
 from raymtl.models import registry
@@ -192,10 +192,10 @@ def _memory(job: Job, rates: Rates, num_workers: int, point: StepPoint) -> dict[
     values, states = (a + b for a, b in zip(own, table_bytes(copied, name), strict=True))
     kept = 4 * rates.num_dense * (1 + STATES_OF_DENSE[config.optimizer.dense.name])
     order, prefetch = order_of(config, job.train), config.data.prefetch_chunks
-    total_rows = job.train.num_rows * config.train.num_epochs / num_workers
     chunk_bytes = memory_bytes(order, layout, num_workers, prefetch)
-    rows_bytes = total_rows * (chunk_bytes / max(1, _chunks(order, num_workers, prefetch)))
-    opened = min(chunk_bytes, math.ceil(rows_bytes / order.chunk_rows))
+    # A pass ends before the next begins: short logs have no more rows to hold than their own.
+    pass_bytes = row_bytes(layout) * job.train.num_rows / num_workers
+    opened = min(chunk_bytes, math.ceil(pass_bytes))
     return {
         "tables_bytes": values,
         "optimizer_bytes": states,
@@ -205,10 +205,6 @@ def _memory(job: Job, rates: Rates, num_workers: int, point: StepPoint) -> dict[
         "working_bytes": point.working_bytes,
         "process_bytes": round(rates.base_bytes + RAY_WORKER_BYTES),
     }
-
-
-def _chunks(order: Any, num_workers: int, prefetch: int) -> int:
-    return len(order.lines(0, num_workers)) + 1 + prefetch
 
 
 def fewest_workers(found: Sequence[Prediction]) -> int | None:

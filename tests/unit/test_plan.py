@@ -14,6 +14,7 @@ from raymtl.analysis import plan
 from raymtl.analysis.plan import Nodes
 from raymtl.analysis.rates import Rates, StepPoint
 from raymtl.config import EmbeddingSection, WorkerRange
+from raymtl.data.ingest import row_bytes
 from raymtl.embedding.tables import table_specs
 from raymtl.errors import InputError
 from raymtl.models import registry
@@ -91,6 +92,16 @@ def test_training_and_reading_share_the_cores(job: Job) -> None:
     assert slow.limit == "reading" and slow.rows_per_s < found.rows_per_s / 4
     far = plan.predicted(job, replace(RATES, bytes_per_s=1e4), HERE, 2)
     assert far.limit == "exchange"
+
+
+def test_a_worker_holds_no_more_decoded_rows_than_a_pass_has(job: Job) -> None:
+    one_pass = row_bytes(registry.layout(job.config.model, job.schema)) * job.train.num_rows
+    long = job.config.train.model_copy(update={"num_epochs": 9})
+    nine = replace(job, config=job.config.model_copy(update={"train": long}))
+    for given in (job, nine):
+        one, two = (plan.predicted(given, RATES, HERE, n).ingest_bytes for n in (1, 2))
+        # In the process, and once more in the object store.
+        assert (one, two) == (2 * one_pass, one_pass)
 
 
 def override_workers(job: Job, fewest: int, most: int) -> Job:

@@ -1,9 +1,12 @@
 """The index of a log: what it finds, what it refuses, what it notices."""
 
+import gc
 import json
 import os
 import pickle
+import weakref
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -13,6 +16,7 @@ import pytest
 
 from helpers.parquet import SCHEMA, table_of, write_log
 from raymtl.data import read
+from raymtl.data.files import read_metadata
 from raymtl.data.log import LogIndex, changed_files, read_chunk, read_index
 from raymtl.data.order import Chunk
 from raymtl.errors import InputError, UnreadableChunk
@@ -253,6 +257,29 @@ def test_storage_that_does_not_answer_is_told_from_damage(
         read_chunk(index, Chunk(0, 0, 0, 20, 0), ["item"])
     assert not isinstance(caught.value, UnreadableChunk)
     assert "connection refused" in caught.value.got
+
+
+def test_footers_do_not_wait_for_python_to_look_for_cycles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[weakref.ref] = []
+
+    def noted(*given: Any) -> tuple[pq.FileMetaData, str]:
+        metadata, digest = read_metadata(*given)
+        kept.append(weakref.ref(metadata))
+        return metadata, digest
+
+    monkeypatch.setattr("raymtl.data.files.read_metadata", noted)
+    monkeypatch.setattr("raymtl.data.read.read_metadata", noted)
+    read._metadata.cache_clear()
+    gc.disable()
+    try:
+        index = read_index(write_log(tmp_path, [20]), SCHEMA)
+        read_chunk(index, Chunk(0, 0, 0, 20, 0), ["item"])
+        read._metadata.cache_clear()
+        assert len(kept) == 2 and [ref() for ref in kept] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_an_error_crosses_processes_without_what_ray_data_adds_to_it() -> None:

@@ -96,7 +96,7 @@ def read_footer(fs: pafs.FileSystem, location: str, name: str) -> Footer:
     """
     try:
         metadata, digest = read_metadata(fs, location)
-        schema = metadata.schema.to_arrow_schema().remove_metadata()
+        schema = arrow_schema(metadata).remove_metadata()
         groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
         require_sum(metadata.num_rows, groups)
     except (OSError, pa.ArrowException, ValueError) as error:
@@ -135,6 +135,15 @@ def read_metadata(fs: pafs.FileSystem, location: str) -> tuple[pq.FileMetaData, 
         return pq.read_metadata(pa.BufferReader(_MAGIC + footer)), digest
     except OSError as error:
         raise pa.ArrowInvalid(str(error)) from None
+
+
+def arrow_schema(metadata: pq.FileMetaData) -> pa.Schema:
+    """A file's columns.
+
+    `metadata.schema` makes a cycle: footers would stay until Python looks for such, hundreds of
+    megabytes of them where files have many row groups.
+    """
+    return pq.ParquetSchema(metadata).to_arrow_schema()
 
 
 def _unreadable(name: str, error: Exception) -> InputError:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raymtl.data.files import arrow_schema
 from raymtl.data.prepare_config import Join
 from raymtl.data.raw import indexes, plain_type, unreadable
 from raymtl.errors import InputError
@@ -23,7 +24,7 @@ def side_size(join: Join, data_root: str) -> int:
                 metadata = pq.read_metadata(handle)
         except (OSError, pa.ArrowException) as error:
             raise unreadable(path, error) from None
-        names = _taken(join, metadata.schema.to_arrow_schema().names, path)
+        names = _taken(join, arrow_schema(metadata).names, path)
         for g in range(metadata.num_row_groups):
             columns = [metadata.row_group(g).column(c) for c in range(metadata.num_columns)]
             total += sum(

@@ -26,7 +26,7 @@ def main() -> None:
     found = {}
     for rows in (args.rows, args.rows * args.times):
         with tempfile.TemporaryDirectory() as folder:
-            synth = ["synth", "demo_synth", "log", f"rows={rows}", "valid_share=0.001", *args.synth]
+            synth = ["synth", "demo_synth", "log", f"rows={rows}", "valid_share=0.01", *args.synth]
             peaks_of([*RAYMTL, *synth], Path(folder))
             small = ["model.expert_hidden_units=[64,64]", "train.global_batch_size=4096"]
             logs = ["data.train=log/train", "data.valid=log/valid"]

@@ -40,7 +40,7 @@ SCORED = {"valid/": "validation", "before/": "this log before training on it:"}
 """Metrics that are said as they come: what their keys begin with, and words for a person."""
 SWITCH_S = 0.00005
 """After which a worker's other threads, Ray Data's among them, give Python's lock to the step that
-waits for it: a step takes it hundreds of times. Python's own is ten times as long."""
+waits for it: a step takes it hundreds of times. Python's own is a hundred times as long."""
 POLL_INTERVAL_S = 0.5
 """How often Ray Train looks after its workers: how late a death or the end is noticed."""
 

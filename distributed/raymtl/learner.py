@@ -261,6 +261,7 @@ def _mix(seed: int, step: int, rank: int) -> int:
 
 def _seed(seed: int, device: torch.device) -> None:
     """Of the generators that a step draws from; torch.manual_seed also writes down its callers."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 LAYOUT = Layout.of(SCHEMA)
 KEYS = ("key", "maybe")
 SHARE = Share(cpus=0.5, object_store_bytes=50_000_000)
+NARROW = Share(cpus=1.0, object_store_bytes=30_000_000)
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +153,6 @@ def test_scheduling_rests_while_a_reader_takes_its_time(
     assert 0 < len(seen) < 2 * 3 / ingest._REST_S
     next(batches)
     del batches
-
-
-NARROW = Share(1.0, object_store_bytes=30_000_000)
 
 
 def long_stream(folder: Path) -> Stream:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raymtl.data.files import arrow_schema, read_metadata
+from raymtl.data.files import read_metadata
 from raymtl.errors import InputError, UnreadableChunk, one_line
 from raymtl.storage import filesystem, persistently
 
@@ -48,8 +48,7 @@ def _read(index: "LogIndex", chunk: "Chunk", columns: list[str]) -> pa.Table:
     fs, _ = filesystem(index.url)
     metadata = _metadata(index.url, location, file.digest)
     rows = file.row_group_rows[chunk.row_group]
-    there = set(arrow_schema(metadata).names)
-    names = [n for n in columns if n in there]
+    names = [n for n in columns if n in index.schemas[file.schema].names]
     with fs.open_input_file(location) as source:
         parquet = pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True)
         whole = chunk.start == 0 and chunk.num_rows == rows

@@ -137,23 +137,33 @@ def node_killed(trial: Trial, command: Command) -> None:
 
 def data_task_killed(trial: Trial, command: Command) -> None:
     """A process that reads for Ray Data dies: as soon as one is seen, for soon all is read."""
+    kill_first(trial, command, "ray::MapBatches")
+
+
+def feed_killed(trial: Trial, command: Command) -> None:
+    """A process that feeds a rank dies."""
+    kill_first(trial, command, "ray::feed")
+
+
+def kill_first(trial: Trial, command: Command, name: str) -> None:
+    """Kills the first process seen whose name begins so."""
     found: list[psutil.Process] = []
 
     def there() -> bool:
         assert command.process.poll() is None, "\n".join(command.lines[-20:])
-        found.extend(p for p in psutil.Process().children(recursive=True) if reads(p))
+        found.extend(p for p in psutil.Process().children(recursive=True) if called(p, name))
         return bool(found)
 
     wait_for(lambda: bool(command.workers), "workers", CASE_TIMEOUT_S)
-    wait_for(there, "a reading task", CASE_TIMEOUT_S, every_s=0.0)
+    wait_for(there, f"a process {name}", CASE_TIMEOUT_S, every_s=0.0)
     trial.struck()
     found[0].kill()
 
 
-def reads(process: psutil.Process) -> bool:
-    """Whether it is a task of Ray Data under way."""
+def called(process: psutil.Process, name: str) -> bool:
+    """Whether a process's name begins so."""
     with suppress(psutil.NoSuchProcess):
-        return process.name().startswith("ray::") and "read" in process.name()
+        return process.name().startswith(name)
     return False
 
 
@@ -271,6 +281,7 @@ FAULTS: dict[str, Callable[[Trial, Command], None]] = {
     "SIGKILL of rank 1": signalled(1, signal.SIGKILL),
     "SIGSTOP of rank 1": signalled(1, signal.SIGSTOP),
     "SIGKILL of a Ray Data task": data_task_killed,
+    "SIGKILL of a process that feeds a rank": feed_killed,
     "SIGKILL of the driver": driver_killed,
     "a drained node": drained,
     "SIGKILL of a raylet with its workers": node_killed,
@@ -279,7 +290,7 @@ FAULTS: dict[str, Callable[[Trial, Command], None]] = {
 }
 STARTED_BY_HAND = (driver_killed, disk_filled)
 """Faults after which the command is typed once more."""
-UNNOTICED = (data_task_killed, store_filled)
+UNNOTICED = (data_task_killed, feed_killed, store_filled)
 """Faults that training does not stop for."""
 
 

@@ -46,7 +46,9 @@ def kind_and_peak(process: psutil.Process, driver: int) -> tuple[str, int]:
     if process.pid == driver:
         return "driver", peak
     if name.startswith("ray::"):
-        return ("train worker" if "RayTrainWorker" in name else "other ray worker"), peak
+        kinds = {"ray::RayTrainWorker": "train worker", "ray::feed": "feed of a train worker"}
+        known = (kind for begin, kind in kinds.items() if name.startswith(begin))
+        return next(known, "other ray worker"), peak
     return Path(name).name, peak
 
 

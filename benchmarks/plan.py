@@ -4,7 +4,8 @@
 
 Two configs (STEM-Net with experts of 64 and of 256) on a generated log, W = 1 and 2; each is
 predicted just before it is trained. Prints predicted and measured rows/s and peak memory of a
-training worker, and writes results/plan.json. Issue: within 30 % and 10 %.
+training worker with the process that feeds it, and writes results/plan.json. Issue: within 30 %
+and 10 %.
 """
 
 import argparse

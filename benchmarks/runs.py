@@ -33,7 +33,7 @@ def trained(folder: Path, config: dict[str, Any], *overrides: str) -> dict[str, 
         "rows_per_s": median(line["rows_per_s"] for line in lines),
         "waiting": median(line["time/data"] for line in lines),
         "shares": {phase: s / total for phase, s in result["seconds"].items()},
-        "peak_bytes": peaks["train worker"],
+        "peak_bytes": peaks["train worker"] + peaks["feed of a train worker"],
         "seconds": seconds,
     }
 

@@ -37,6 +37,7 @@ not named; "" is raymtl/__init__.py."""
 USES_RAY = ["launch", "process_group", "cluster", "progress", "footprint", "scoring", "predict"]
 USES_RAY += [
     "study.conduct",
+    "data.feed",
     "data.ingest",
     "data.reading",
     "data.prepare",

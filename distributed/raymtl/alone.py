@@ -13,13 +13,12 @@ import torch
 
 from raymtl import scoring
 from raymtl.config import TrainConfig, override, parse
-from raymtl.data.lanes import read_batches
 from raymtl.data.log import LOG_ROW
 from raymtl.learner import Learner
 from raymtl.preflight import check_run
 from raymtl.run import MetricLines
 from raymtl.saving import Saver
-from raymtl.source import LogSource, Read
+from raymtl.source import LogSource, Read, read_batches
 from raymtl.tensorboard import EventWriter
 from raymtl.trainer import Reports, Trainer
 

@@ -8,6 +8,7 @@ Shape legend, used by tensor names all over raymtl:
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from raymtl.errors import InputError
 from raymtl.layout import PAD, IdColumns, Layout
 
 __all__ = ["PAD", "Batch", "IdColumns", "InputShape", "Inputs", "Layout", "Sequence"]
+
+_ON_HOST = ("file_B", "row_B")
+"""Arrays of a batch that never become tensors."""
 
 
 @dataclass
@@ -48,6 +52,16 @@ class Batch:
     """Columns carried along untouched (predict's row keys); padding rows hold anything."""
     skipped: dict[int, int] = field(default_factory=dict)
     """Number of a file -> rows of it that could not be read and are padding here."""
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> "Batch":
+        """From `lanes.Fields`, whose arrays it shares."""
+        tensors: dict[str, Any] = {
+            name: torch.from_numpy(values)
+            for name, values in fields.items()
+            if isinstance(values, np.ndarray) and name not in _ON_HOST
+        }
+        return cls(**fields | tensors)
 
     def __len__(self) -> int:
         return self.ids_BC.shape[0]

@@ -27,6 +27,9 @@ LOCAL_ENVIRONMENT = {
     # Processes of a local Ray that ask for "the" cluster look it up in this folder. In Ray's usual
     # one they would find, and ask, another cluster of this machine, or wait for one that is gone.
     "RAY_TMPDIR": f"/tmp/raymtl-{os.getuid()}",
+    # Training keeps its place before the tasks that read for it, which step back themselves; Ray's
+    # default puts both behind all other processes.
+    "RAY_worker_niceness": "0",
 } | (
     # Without it gloo looks up the host's name, which some distributions map to an address that no
     # interface has (127.0.1.1).

@@ -35,7 +35,7 @@ def lines(job: Job) -> list[str]:
         f"optimizer state over {num_workers} workers",
         f"checkpoints: {_size(rows + state)} each besides the dense part, at most {copies} kept "
         f"and one being written: {_size((rows + state) * (copies + 1))}",
-        f"data: at most {_size(stream)} of open lanes and prefetched chunks per worker",
+        f"data: at most {_size(stream)} of open lanes and prefetched chunks beside each worker",
     ]
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -19,6 +20,7 @@ from raymtl.batch import Batch
 from raymtl.cluster import DATA_CPUS_PER_WORKER, environment, session, worker_environment
 from raymtl.config import TrainConfig, parse
 from raymtl.data import ingest
+from raymtl.data.feed import feed
 from raymtl.data.stream import Stream
 from raymtl.errors import InputError, NonFinite, RankFailed
 from raymtl.learner import Learner
@@ -39,8 +41,8 @@ STORE_FOR_DATA = 0.5
 SCORED = {"valid/": "validation", "before/": "this log before training on it:"}
 """Metrics that are said as they come: what their keys begin with, and words for a person."""
 SWITCH_S = 0.00005
-"""After which a worker's other threads, Ray Data's among them, give Python's lock to the step that
-waits for it: a step takes it hundreds of times. Python's own is a hundred times as long."""
+"""After which a worker's other threads give Python's lock to the step that waits for it: a step
+takes it hundreds of times. Python's own is a hundred times as long."""
 POLL_INTERVAL_S = 0.5
 """How often Ray Train looks after its workers: how late a death or the end is noticed."""
 
@@ -176,12 +178,12 @@ def train_rank(payload: dict[str, Any]) -> dict[str, Any]:
     assert isinstance(device, torch.device)
     learner = Learner(config, schema, device)
     resizable = not isinstance(config.launch.num_workers, int)
-    read = reader_on_ray(config.data.prefetch_chunks, reserve=not resizable)
     board, leads = payload["board"], collectives.rank() == 0
 
     def warn(text: str) -> None:
         board.say.remote(f"warning: {text}")
 
+    read = reader_on_ray(config.data.prefetch_chunks, reserve=not resizable, warn=warn)
     source = LogSource(config, schema, train_index, valid_index, read, warn)
     saver = Saver(run, learner, train_index.digest)
     board.say.remote(
@@ -214,8 +216,10 @@ def node_is_leaving() -> bool:
     return ray.train.get_preemption_info() is not None
 
 
-def reader_on_ray(prefetch_chunks: int, reserve: bool = True) -> Read:
-    """Reads through Ray Data, each stream's executor limited to its rank's share of the cluster.
+def reader_on_ray(
+    prefetch_chunks: int, reserve: bool = True, warn: Callable[[str], None] = warnings.warn
+) -> Read:
+    """Reads through Ray Data, in a process beside each rank, in its share of the cluster.
 
     Args:
         reserve: whether reading tasks hold CPUs. Not where the worker group grows into all there
@@ -231,7 +235,7 @@ def reader_on_ray(prefetch_chunks: int, reserve: bool = True) -> Read:
             object_store_bytes=min(wanted, most) or None,
             node_id=ray.get_runtime_context().get_node_id(),
         )
-        return ingest.iterate(ingest.dataset(stream, share).iterator(), stream, prefetch_chunks)
+        return (Batch.of(fields) for fields in feed(stream, share, prefetch_chunks, warn))
 
     return read
 

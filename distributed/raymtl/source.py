@@ -9,7 +9,7 @@ from torch import Tensor
 from raymtl import collectives
 from raymtl.batch import Batch, Layout
 from raymtl.config import TrainConfig
-from raymtl.data.lanes import read_batches
+from raymtl.data.lanes import batches
 from raymtl.data.log import LogIndex
 from raymtl.data.order import Order
 from raymtl.data.stream import Span, Stream
@@ -19,6 +19,16 @@ Read = Callable[[Stream], Iterator[Batch]]
 """Gives a stream's batches."""
 MOST_NAMED = 5
 """Row groups named in a message; the rest are counted."""
+
+
+def read_batches(stream: Stream) -> Iterator[Batch]:
+    """A stream's batches, read in this process as they are asked for.
+
+    Raises:
+        InputError: a chunk cannot be read, or a value is not what its column must hold.
+    """
+    pieces = ((piece, stream.read(piece)) for piece in stream.pieces())
+    return (Batch.of(fields) for fields in batches(pieces, stream))
 
 
 class LogSource:

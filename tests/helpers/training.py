@@ -13,13 +13,12 @@ from raymtl import collectives
 from raymtl.batch import Batch
 from raymtl.checkpoint import Checkpoint
 from raymtl.config import TrainConfig, override, parse
-from raymtl.data.lanes import read_batches
 from raymtl.data.stream import Stream
 from raymtl.learner import Learner
 from raymtl.preflight import check
 from raymtl.run import MetricLines, Run
 from raymtl.saving import Saver
-from raymtl.source import LogSource
+from raymtl.source import LogSource, read_batches
 from raymtl.storage import Folder
 from raymtl.trainer import Reports, Trainer
 

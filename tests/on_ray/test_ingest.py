@@ -10,15 +10,15 @@ import ray
 
 from helpers.parquet import SCHEMA, table_of, write_log
 from helpers.resume import assert_same_batch
-from raymtl.batch import Layout
+from raymtl.batch import Batch, Layout
 from raymtl.data import ingest
 from raymtl.data.ingest import Share, dataset, iterate, memory_bytes
-from raymtl.data.lanes import read_batches
 from raymtl.data.log import LogIndex, read_index
 from raymtl.data.order import Order
 from raymtl.data.stream import Span, Stream
 from raymtl.errors import InputError
 from raymtl.schema import BagFeature
+from raymtl.source import read_batches
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -55,8 +55,8 @@ def test_two_ranks_read_in_turn_give_the_plain_readers_batches(
     for step in range(*steps):
         for rank in range(2):
             got = next(read[rank])
-            assert got.step == step
-            assert_same_batch(got, next(plain[rank]))
+            assert got["step"] == step
+            assert_same_batch(Batch.of(got), next(plain[rank]))
     assert [next(batches, None) for batches in read] == [None, None]
 
 
@@ -67,9 +67,9 @@ def test_a_stream_that_is_left_early_does_not_hold_up_another(index: LogIndex) -
         stream_of(order, 0, 1, 0, 2),
     )
     batches = iterate(dataset(long, Share(cpus=4)).iterator(), long)
-    assert next(batches).step == 0
-    assert [b.step for b in iterate(dataset(short, Share(cpus=1)), short)] == [0, 1]
-    assert next(batches).step == 1
+    assert next(batches)["step"] == 0
+    assert [b["step"] for b in iterate(dataset(short, Share(cpus=1)), short)] == [0, 1]
+    assert next(batches)["step"] == 1
     del batches
 
 
@@ -81,20 +81,20 @@ def test_a_piece_that_ray_cuts_into_blocks_is_put_together_again(
     made = dataset(stream)
     assert made.materialize().num_blocks() > 2 * len(list(stream.pieces()))
     for got, wanted in zip(iterate(made, stream), read_batches(stream), strict=True):
-        assert_same_batch(got, wanted)
+        assert_same_batch(Batch.of(got), wanted)
 
 
 def test_a_node_that_is_gone_does_not_stop_the_reading(index: LogIndex) -> None:
     stream = stream_of(order_of(index), 0, 1, 0, 2)
     made = dataset(stream, replace(SHARE, node_id="0" * 56))
-    assert [b.step for b in iterate(made, stream)] == [0, 1]
+    assert [b["step"] for b in iterate(made, stream)] == [0, 1]
 
 
 def test_a_rank_without_rows_gets_padding(tmp_path: Path) -> None:
     index = read_index(write_log(tmp_path, [2]), SCHEMA)
     order = Order(index, 0, 4, 16, 1, shuffled=False)
     stream = stream_of(order, 3, 4, 0, 3)
-    assert [b.num_rows for b in iterate(dataset(stream), stream)] == [0, 0, 0]
+    assert [Batch.of(b).num_rows for b in iterate(dataset(stream), stream)] == [0, 0, 0]
 
 
 def test_a_bad_value_in_a_task_is_the_input_error_it_was(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_log_larger_than_the_object_store_streams_through(tmp_path: Path) -> N
     num_rows = stream.span.stop_step * 2000
     store = ray.cluster_resources()["object_store_memory"]
     assert num_rows * ingest.row_bytes(stream.layout) > 1.5 * store
-    rows = sum(b.num_rows for b in iterate(dataset(stream, NARROW), stream))
+    rows = sum(Batch.of(b).num_rows for b in iterate(dataset(stream, NARROW), stream))
     assert rows == 20_000 * 8
 
 

@@ -13,14 +13,13 @@ from raymtl import alone
 from raymtl.analysis.cells import read_outcomes
 from raymtl.config import TrainConfig, dump, parse
 from raymtl.data.decode import decode
-from raymtl.data.lanes import read_batches
 from raymtl.data.stream import Span, Stream
 from raymtl.errors import InputError
 from raymtl.layout import Layout
 from raymtl.preflight import indexed
 from raymtl.run import choose
 from raymtl.schema import LogSchema
-from raymtl.source import order_of
+from raymtl.source import order_of, read_batches
 
 DAY_MS = 86_400_000
 WEEK = {"min_age_days": 7}

@@ -15,10 +15,9 @@ from helpers.training import bytes_of, train_config
 from raymtl import alone
 from raymtl.batch import Batch
 from raymtl.data.decoded import DecodedLog, decode_part, parts
-from raymtl.data.lanes import read_batches
 from raymtl.data.stream import Span, Stream
 from raymtl.preflight import check
-from raymtl.source import order_of
+from raymtl.source import order_of, read_batches
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from helpers.cli import HOMES
 LIGHT = {
     "the package": ["raymtl"],
     "reading tasks": ["raymtl.data.reading"],
+    "processes that feed ranks": ["raymtl.data.feed"],
     "prepare's tasks": ["raymtl.data.prepare"],
     "synth's tasks": ["raymtl.data.synthetic", "ray.data"],
 }

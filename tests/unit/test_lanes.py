@@ -12,11 +12,12 @@ import torch
 from helpers.parquet import SCHEMA, table_of, write_log
 from helpers.resume import assert_resumes_exactly, assert_same_batch
 from raymtl.batch import Batch
-from raymtl.data.lanes import batches, read_batches
+from raymtl.data.lanes import batches
 from raymtl.data.log import LogIndex, read_index
 from raymtl.data.order import Order
 from raymtl.data.stream import Span, Stream
 from raymtl.errors import IdOutOfRange, InputError
+from raymtl.source import read_batches
 
 NUM_LANES = 7
 FILE_STARTS = np.array([0, 70, 70, 75])
@@ -128,7 +129,7 @@ def test_pieces_of_another_start_step_are_caught(index: LogIndex) -> None:
     pieces = [(p, stream.read(p)) for p in stream.pieces()]
     with pytest.raises(AssertionError, match="a piece of"):
         next(batches(pieces, stream_of(order, 0, 1, 1, 3)))
-    assert next(batches(pieces, stream)).step == 2
+    assert next(batches(pieces, stream))["step"] == 2
 
 
 def test_pieces_that_end_early_or_late_are_caught(index: LogIndex) -> None:

@@ -11,7 +11,6 @@ import torch
 from raymtl import alone, api
 from raymtl.config import TrainConfig, dump, parse
 from raymtl.data.decode import decode
-from raymtl.data.lanes import read_batches
 from raymtl.errors import InputError
 from raymtl.layout import PAD, Layout
 from raymtl.loaded import unlabelled
@@ -20,6 +19,7 @@ from raymtl.schema import LogSchema
 from raymtl.scores import auc
 from raymtl.scoring import Pick, checked, evaluate_batches
 from raymtl.serving import ServingValues
+from raymtl.source import read_batches
 
 SCHEMA = LogSchema.model_validate(
     {

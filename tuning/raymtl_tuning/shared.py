@@ -10,14 +10,13 @@ from ray.exceptions import RayTaskError
 from raymtl.batch import Batch, Layout
 from raymtl.data.decoded import DecodedLog, Part, decode_part, parts
 from raymtl.data.ingest import row_bytes
-from raymtl.data.lanes import read_batches
 from raymtl.data.log import LogIndex
 from raymtl.data.stream import Arrays, Stream
 from raymtl.errors import input_error_in
 from raymtl.preflight import Job
 from raymtl.progress import Show
 from raymtl.schema import LogSchema
-from raymtl.source import Read
+from raymtl.source import Read, read_batches
 
 SHARE = 0.5
 """Most of a node's object store that decoded logs may take; the rest is for Ray Tune and others."""

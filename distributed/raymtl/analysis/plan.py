@@ -20,6 +20,8 @@ STATES_OF_DENSE = {"adam": 2, "adamw": 2, "sgd": 0}
 """Copies of the dense parameters that their optimizer keeps."""
 RAY_WORKER_BYTES = 60e6
 """What being a Ray worker adds to a process that has loaded raymtl: an estimate."""
+FEED_BYTES = 210e6
+"""A process that feeds a rank, without what it holds: an estimate."""
 READ_FACTOR = 2.0
 """Core seconds to bring a row through Ray Data for each to read and decode it: an estimate."""
 EXCHANGES_PER_GROUP, EXCHANGES_PER_STEP = 4, 2
@@ -45,7 +47,7 @@ class Nodes:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A run on W workers. Bytes are those of the worker that holds most."""
+    """A run on W workers. Bytes are those of the worker that holds most and what feeds it."""
 
     num_workers: int
     threads: int
@@ -201,9 +203,9 @@ def _memory(job: Job, rates: Rates, num_workers: int, point: StepPoint) -> dict[
         "optimizer_bytes": states,
         "dense_bytes": kept + 4 * rates.num_dense,
         "snapshot_bytes": values + states + kept,
-        "ingest_bytes": opened + min(in_flight_bytes(order, layout, prefetch), opened),
+        "ingest_bytes": opened + 2 * min(in_flight_bytes(order, layout, prefetch), opened),
         "working_bytes": point.working_bytes,
-        "process_bytes": round(rates.base_bytes + RAY_WORKER_BYTES),
+        "process_bytes": round(rates.base_bytes + RAY_WORKER_BYTES + FEED_BYTES),
     }
 
 

@@ -89,9 +89,10 @@ class DecodedLog:
         return same and stream.labels and not stream.keys
 
     def read(self, stream: Stream) -> Iterator[Batch]:
-        """The stream's batches, as `lanes.read_batches` gives them."""
+        """The stream's batches, as `source.read_batches` gives them."""
         assert self.holds(stream), "a stream of another log"
-        return batches(((p, self._rows(stream, p)) for p in stream.pieces()), stream)
+        pieces = ((piece, self._rows(stream, piece)) for piece in stream.pieces())
+        return (Batch.of(fields) for fields in batches(pieces, stream))
 
     def _rows(self, stream: Stream, piece: Piece) -> Arrays:
         number = self._part_of(piece.chunk)

@@ -16,12 +16,12 @@ import ray.data
 from ray.data import DataIterator, Dataset, ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from raymtl.batch import Batch, Layout
 from raymtl.data import reading
-from raymtl.data.lanes import batches
+from raymtl.data.lanes import Fields, batches
 from raymtl.data.order import Order, Piece
 from raymtl.data.stream import Arrays, Span, Stream
 from raymtl.errors import input_error_in
+from raymtl.layout import Layout
 
 _MOST_TASKS = 4_000
 """Tasks of one dataset, each of which costs the driver about a millisecond before the start;
@@ -48,6 +48,13 @@ class Share:
     node_id: str | None = None
     """Node to read on while it has room: the rank's own."""
 
+    def near(self) -> dict[str, Any]:
+        """A Ray task's options that place it there."""
+        if self.node_id is None:
+            return {}
+        labels = {"ray.io/node-id": self.node_id}
+        return {"label_selector": labels, "fallback_strategy": [{"label_selector": {}}]}
+
 
 def dataset(stream: Stream, share: Share | None = None) -> Dataset:
     """A stream's decoded rows in order; nothing is read before it is iterated.
@@ -71,25 +78,23 @@ def dataset(stream: Stream, share: Share | None = None) -> Dataset:
     # back. The factor is for keys, whose bytes are not known here.
     chunks = _rows_per_task(order, stream.span) // order.chunk_rows
     source.context._max_num_blocks_in_streaming_gen_buffer = 4 * (chunks + 2)
-    near: dict[str, Any] = {} if share.cpus else {"concurrency": 1}
-    if share.node_id is not None:
-        near["label_selector"] = {"ray.io/node-id": share.node_id}
-        near["fallback_strategy"] = [{"label_selector": {}}]
+    one_by_one: dict[str, Any] = {} if share.cpus else {"concurrency": 1}
     return source.map_batches(
         reading.read,  # pyright: ignore[reportArgumentType]  # its batches are numpy, its blocks arrow
         batch_size=None,
         batch_format="numpy",
         fn_kwargs={"stream": reading.Reference(ray.put(stream))},
         num_cpus=min(1.0, share.cpus),
-        **near,
+        **one_by_one,
+        **share.near(),
     )
 
 
 class Paced(ExecutionCallback):
-    """Rests the loop that schedules reading, which runs in the training process.
+    """Rests the loop that schedules reading, which would turn without a pause.
 
-    While blocks wait for their reader it would turn without a pause and hold Python's lock, which
-    every operation of a training step needs: steps then take several times as long.
+    While blocks wait for their reader there is nothing to schedule, and the core it takes is one
+    of those that train.
     """
 
     def __init__(self) -> None:
@@ -107,8 +112,8 @@ class Paced(ExecutionCallback):
 
 def iterate(
     iterator: DataIterator | Dataset, stream: Stream, prefetch_chunks: int = 4
-) -> Iterator[Batch]:
-    """The batches of a stream's dataset, the same as `lanes.read_batches` gives.
+) -> Iterator[Fields]:
+    """The batches of a stream's dataset, the same as `source.read_batches` gives, as their fields.
 
     Args:
         prefetch_chunks: blocks fetched ahead to this process.

@@ -1,28 +1,25 @@
-"""From decoded pieces to batches: each step takes the next rows of each of a rank's lanes."""
+"""From decoded pieces to batches: each step takes the next rows of each of a rank's lanes.
+
+Without torch, which the process that feeds a rank does not need.
+"""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 
-from raymtl.batch import PAD, Batch, Layout
 from raymtl.data.order import Order, Piece
 from raymtl.data.stream import Arrays, Stream
+from raymtl.layout import PAD, Layout
+
+Fields = dict[str, Any]
+"""Of one `batch.Batch`, by name; numpy arrays where it has tensors."""
 
 
-def read_batches(stream: Stream) -> Iterator[Batch]:
-    """A stream's batches, read in this process as they are asked for.
-
-    Raises:
-        InputError: a chunk cannot be read, or a value is not what its column must hold.
-    """
-    return batches(((piece, stream.read(piece)) for piece in stream.pieces()), stream)
-
-
-def batches(blocks: Iterable[tuple[Piece, Arrays]], stream: Stream) -> Iterator[Batch]:
-    """Cuts pieces into the stream's batches.
+def batches(blocks: Iterable[tuple[Piece, Arrays]], stream: Stream) -> Iterator[Fields]:
+    """Cuts pieces into the fields of the stream's batches.
 
     A batch has G / L rows of each lane, lanes ascending, within a lane in the lane's order; a
     lane that has run out is padded at its end, so B is the same in every step.
@@ -115,7 +112,7 @@ class _Lines:
         return parts
 
 
-def _batch(step: int, parts: list[_Part], layout: Layout, num_rows: int) -> Batch:
+def _batch(step: int, parts: list[_Part], layout: Layout, num_rows: int) -> Fields:
     tasks = len(layout.task_names)
     ids = np.full((num_rows, layout.num_id_columns), PAD, np.int64)
     bag_weights = np.zeros((num_rows, layout.num_bag_weights), np.float32)
@@ -143,21 +140,21 @@ def _batch(step: int, parts: list[_Part], layout: Layout, num_rows: int) -> Batc
     names, counts = np.unique(file[lost], return_counts=True)
     weights[lost], file[lost], row[lost] = 0, -1, -1
     observed = ~np.isnan(labels)
-    return Batch(
-        step=step,
-        ids_BC=torch.from_numpy(ids),
-        bag_weights=torch.from_numpy(bag_weights),
-        numeric_BN=torch.from_numpy(numeric),
-        labels_BT=torch.from_numpy(np.where(observed, labels, np.float32(0))),
-        mask_BT=torch.from_numpy(observed),
-        weight_B=torch.from_numpy(weights),
-        weight_BT=torch.from_numpy(weights[:, None] * task_weights * observed),
-        group_B=torch.from_numpy(group),
-        file_B=file,
-        row_B=row,
-        keys=_keys(parts, num_rows),
-        skipped=dict(zip(names.tolist(), counts.tolist(), strict=True)),
-    )
+    return {
+        "step": step,
+        "ids_BC": ids,
+        "bag_weights": bag_weights,
+        "numeric_BN": numeric,
+        "labels_BT": np.where(observed, labels, np.float32(0)),
+        "mask_BT": observed,
+        "weight_B": weights,
+        "weight_BT": weights[:, None] * task_weights * observed,
+        "group_B": group,
+        "file_B": file,
+        "row_B": row,
+        "keys": _keys(parts, num_rows),
+        "skipped": dict(zip(names.tolist(), counts.tolist(), strict=True)),
+    }
 
 
 def _keys(parts: list[_Part], num_rows: int) -> Arrays:

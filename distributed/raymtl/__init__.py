@@ -6,7 +6,8 @@ The map, in the order a batch travels:
     batch        Batch, Inputs and the legend of shapes; layout, their columns, without torch
     data         log (files, row groups), order (which rows when), stream (a rank's rows of some
                  steps), decode, lanes, ingest and reading (Ray Data and what its tasks run), feed
-                 (a process beside each rank that gives its batches); prepare makes a training log from raw files, synthetic one with a known answer
+                 (a process beside each rank that gives its batches); prepare makes a training log
+                 from raw files, synthetic one with a known answer
     embedding    tables (the local reference), sharded (rows split over ranks), optimizers
     models       one file per paper; registry picks one by name
     losses       masked sums per task

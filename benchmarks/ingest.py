@@ -5,8 +5,9 @@
 The same STEM-Net of step.py's sizes, batch size and number of step threads on both sides (`small`
 one, which leaves a core to reading, `shipped` two); runs take turns. The bare loop trains in this
 process on the log's first batches, read beforehand. Also rows/s of reading alone: the batches of
-one rank, taken from the process that feeds it. Prints a table with the share of time that training waited for
-data, and writes results/ingest-CONFIG.json. Issue: 90 % of the bare loop, waiting under 3 %.
+one rank, taken from the process that feeds it. Prints a table with the share of time that training
+waited for data, and writes results/ingest-CONFIG.json. Issue: 90 % of the bare loop, waiting under
+3 %.
 """
 
 import argparse

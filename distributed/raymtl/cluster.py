@@ -102,7 +102,10 @@ def start_local(
         dashboard: with Ray's dashboard.
     """
     require_private_token()
-    with environment(LOCAL_ENVIRONMENT), _on_loopback():
+    # Ray warns of four times as many processes, with the machine's cores unless told: its own for
+    # a run of two workers are as many.
+    processes = {"RAY_worker_maximum_startup_concurrency": str(max(4, num_cpus))}
+    with environment(LOCAL_ENVIRONMENT | processes), _on_loopback():
         ray.init(
             address="local",
             num_cpus=num_cpus,

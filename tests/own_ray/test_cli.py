@@ -18,9 +18,10 @@ TINY += ["data.chunk_rows=256", "data.num_lanes=8", "validation.max_rows=400"]
 
 
 def run(folder: Path, *arguments: str) -> str:
-    """One command that must succeed; returns its stdout."""
+    """One command that must succeed, without a word from Ray; returns its stdout."""
     done = raymtl(*arguments, folder=folder, timeout_s=240)
     assert done.returncode == 0, done.stderr
+    assert "(raylet)" not in done.stdout + done.stderr
     return done.stdout
 
 

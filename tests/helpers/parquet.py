@@ -56,3 +56,13 @@ def write_log(folder: Path, rows: list[int], group_rows: int = 40) -> str:
         pq.write_table(table_of(first, num_rows), path, row_group_size=group_rows)
         first += num_rows
     return str(folder)
+
+
+def write_bad_log(folder: Path) -> str:
+    """a.parquet of 200 rows, 50 a row group; row 150, the first of the last, has a click of 3."""
+    table = table_of(0, 200)
+    clicks = table.column("click").to_pylist()
+    clicks[150] = 3
+    table = table.set_column(table.column_names.index("click"), "click", [clicks])
+    pq.write_table(table, folder / "a.parquet", row_group_size=50)
+    return str(folder)

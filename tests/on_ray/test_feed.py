@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-import pyarrow.parquet as pq
 import pytest
 import ray
 from ray.exceptions import RayError
 
-from helpers.parquet import SCHEMA, table_of, write_log
+from helpers.parquet import SCHEMA, write_bad_log, write_log
 from helpers.resume import assert_same_batch
 from raymtl.batch import Batch
 from raymtl.data.feed import BATCHES_AHEAD, feed
@@ -98,12 +97,7 @@ def test_a_feed_that_is_left_early_ends_and_does_not_hold_up_another(index: LogI
 
 
 def test_a_bad_value_is_the_input_error_it_was(tmp_path: Path) -> None:
-    table = table_of(0, 200)
-    clicks = table.column("click").to_pylist()
-    clicks[150] = 3
-    table = table.set_column(table.column_names.index("click"), "click", [clicks])
-    pq.write_table(table, tmp_path / "a.parquet", row_group_size=50)
-    index = read_index(str(tmp_path), SCHEMA)
+    index = read_index(write_bad_log(tmp_path), SCHEMA)
     order = Order(index, 0, 2, 64, 10, shuffled=False)
     stream = Stream(index, SCHEMA, order, Span(0, 1, 0, 10))
     with pytest.raises(InputError) as caught:

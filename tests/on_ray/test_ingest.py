@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from helpers.parquet import SCHEMA, table_of, write_log
+from helpers.parquet import SCHEMA, table_of, write_bad_log, write_log
 from helpers.resume import assert_same_batch
 from raymtl.batch import Batch, Layout
 from raymtl.data import ingest
@@ -98,12 +98,7 @@ def test_a_rank_without_rows_gets_padding(tmp_path: Path) -> None:
 
 
 def test_a_bad_value_in_a_task_is_the_input_error_it_was(tmp_path: Path) -> None:
-    table = table_of(0, 200)
-    clicks = table.column("click").to_pylist()
-    clicks[150] = 3
-    table = table.set_column(table.column_names.index("click"), "click", [clicks])
-    pq.write_table(table, tmp_path / "a.parquet", row_group_size=50)
-    index = read_index(str(tmp_path), SCHEMA)
+    index = read_index(write_bad_log(tmp_path), SCHEMA)
     order = Order(index, 0, 2, 64, 10, shuffled=False)
     stream = stream_of(order, 0, 1, 0, 10)
     with pytest.raises(InputError) as caught:

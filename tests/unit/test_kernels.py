@@ -59,33 +59,39 @@ def test_keys_are_those_of_plain_torch(
     assert torch.equal(found, plan.keys(torch.from_numpy(ids), table_C))
 
 
-def one_update(num_rows: int, lr_by_table: dict[str, float]) -> dict[str, torch.Tensor]:
+def one_update(
+    num_rows: int, lr_by_table: dict[str, float], width: int = 5
+) -> dict[str, torch.Tensor]:
     """Two steps of row-wise Adagrad on two thirds of the rows."""
     generator = torch.Generator().manual_seed(0)
-    store = RowStore(torch.randn(num_rows, 10, generator=generator), 2, {"a": 0, "b": 40})
+    store = RowStore(torch.randn(num_rows, 2 * width, generator=generator), 2, {"a": 0, "b": 40})
 
     class Tables:
-        width, stores = 5, (store,)
+        stores = (store,)
+
+        def __init__(self) -> None:
+            self.width = width
 
     section = RowOptimizerSection(lr=0.1, lr_by_table=lr_by_table, initial_accumulator=0.1)
     optimizer = RowwiseAdagrad(section, Tables())
     for _ in range(2):
         index_n = torch.randperm(num_rows, generator=generator)[: num_rows * 2 // 3].sort().values
-        grads = torch.randn(len(index_n), 10, generator=generator)
-        grads[::3, :5] = 0
+        grads = torch.randn(len(index_n), 2 * width, generator=generator)
+        grads[::3, :width] = 0
         part = RowPart(store, 0, num_rows, index_n, grads, counted=True)
         optimizer.squared_norm([part])
         optimizer.step([part], scale=0.5, factor=2.0)
     return store.tensors
 
 
+@pytest.mark.parametrize("width", [5, 16, 20])
 @pytest.mark.parametrize("lr_by_table", [{}, {"b": 0.3}])
 def test_the_adagrad_update_is_that_of_plain_torch(
-    lr_by_table: dict[str, float], monkeypatch: pytest.MonkeyPatch
+    lr_by_table: dict[str, float], width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = one_update(1000, lr_by_table)
+    found = one_update(1000, lr_by_table, width)
     monkeypatch.setattr(rows, "_kernels", lambda: None)
-    for name, tensor in one_update(1000, lr_by_table).items():
+    for name, tensor in one_update(1000, lr_by_table, width).items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
 
 
@@ -126,21 +132,22 @@ def some_bags(num_rows: int, weighted: bool) -> kernels.Bags:
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("views", "width"), [(3, 5), (1, 16), (4, 20)])
 def test_pooling_and_its_backward_are_those_of_plain_torch(
-    dtype: torch.dtype, weighted: bool
+    views: int, width: int, dtype: torch.dtype, weighted: bool
 ) -> None:
-    rows_nVD = torch.randn(700, 3, 5)
+    rows_nVD = torch.randn(700, views, width)
     bags = some_bags(len(rows_nVD), weighted)
-    pooled = kernels.pool(rows_nVD.flatten(1), 3, bags, dtype)
+    pooled = kernels.pool(rows_nVD.flatten(1), views, bags, dtype)
     wanted = [rows.sum_bags(of_view.contiguous(), *bags) for of_view in rows_nVD.unbind(1)]
     # Bit by bit: exported scorers pool with torch's.
     assert torch.equal(pooled, torch.stack(wanted).to(dtype))
-    grad_VmD = torch.randn(3, 5000, 5).to(dtype)
+    grad_VmD = torch.randn(views, 5000, width).to(dtype)
     # Two views of the same leaf: of torch's loops, which PAD's row (the last) gets nothing of.
     leaf = rows_nVD.flatten(1).requires_grad_()
     views_VmD = [
         F.embedding_bag(bags[0], v, bags[1], mode="sum", per_sample_weights=bags[2])
-        for v in leaf.unflatten(1, (3, 5)).unbind(1)
+        for v in leaf.unflatten(1, (views, width)).unbind(1)
     ]
     torch.stack(views_VmD).backward(grad_VmD.float())
     summed = kernels.sum_views(grad_VmD, bags, 699)

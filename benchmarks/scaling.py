@@ -5,8 +5,9 @@
 As training does it: the next batch's rows are asked for beside a step. Weak: 4,096 rows a rank;
 strong: 4,096 in all. Also the bytes that rank 0 sends in a step, counted in `collectives`, beside
 the formula of docs/operations.md.
-The two sizes cannot share a process group, so they take turns as groups: `--turns` of each. Prints
-a table and writes results/scaling-CONFIG.json.
+The sizes cannot share a process group, so they take turns as groups: `--turns` of each, and one
+rank has another core at each turn, for cores differ. Prints a table and writes
+results/scaling-CONFIG.json.
 """
 
 import argparse
@@ -26,8 +27,6 @@ from raymtl import collectives
 from raymtl.ahead import Ahead
 from raymtl.analysis.plan import exchange
 from raymtl.analysis.rates import StepPoint
-from raymtl.batch import Batch
-from raymtl.embedding.sharded import Asked
 from raymtl.learner import Learner
 
 
@@ -45,10 +44,11 @@ def main() -> None:
     arguments = parser.parse_args()
     with_malloc_settings(1)
     found: dict[str, list[dict[str, Any]]] = {}
-    for _ in range(arguments.turns):
+    for turn in range(arguments.turns):
         for world_size, rows in ((1, BATCH), (2, BATCH), (2, BATCH // 2)):
             how = arguments.config, arguments.precision, arguments.compiled
-            ranks = on_ranks(measured, world_size, *how, arguments.rows, rows, arguments.rounds)
+            sizes = arguments.rows, rows, arguments.rounds
+            ranks = on_ranks(measured, world_size, *how, *sizes, first_core=turn)
             found.setdefault(f"{world_size} x {rows}", []).append(ranks[0])
     seconds = {name: median(f["seconds"] for f in turns) for name, turns in found.items()}
     one, weak, strong = seconds.values()
@@ -71,7 +71,8 @@ def measured(
     learner = Learner(config, schema_of(table_rows), torch.device("cpu"))
     first = 100 * collectives.rank()
     batches = [random_batch(table_rows, first + n).head(rows) for n in range(8)]
-    sent = _bytes_of(lambda: _step(learner, batches[0]))
+    sums = collectives.sum_(learner.local_sums(batches[0]))
+    sent = _bytes_of(lambda: learner.step(batches[0], sums, 0, 10_000))
     counted = learner.tables.distinct(learner.tables.lookup(batches[0].ids_BC, learner.layout))
     num_dense = sum(p.numel() for p in learner.model.parameters())
     point = StepPoint(rows, 1, 0.0, tuple(counted), 0)
@@ -83,17 +84,11 @@ def measured(
         def step() -> None:
             found = ahead.take()
             ahead.begin()
-            assert found.batch is not None
-            _step(learner, found.batch, found.asked)
+            learner.step(found.batch, found.sums, 0, 10_000, found.asked)
 
         # The same number of calls on every rank, whatever their clocks say.
         seconds = seconds_of({"step": step}, rounds, repeats=10)["step"]
     return {"seconds": seconds, "sent_bytes": sent, "formula_bytes": formula}
-
-
-def _step(learner: Learner, batch: Batch, asked: Asked | None = None) -> None:
-    sums = collectives.sum_(learner.local_sums(batch))
-    learner.step(batch, sums, 0, 10_000, asked)
 
 
 def _bytes_of(step: Any) -> float:

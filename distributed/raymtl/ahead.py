@@ -1,4 +1,4 @@
-"""The next step's batch, read in a thread beside this step, and its rows asked for."""
+"""The next step's batch, read and agreed on beside this step, and its rows asked for."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,28 +6,36 @@ from queue import SimpleQueue
 from threading import Thread
 
 import torch
+from torch import Tensor
 
 from raymtl import collectives
 from raymtl.batch import Batch
 from raymtl.embedding.sharded import Asked
 from raymtl.learner import Learner
-from raymtl.status import attempt
+from raymtl.status import agree, attempt
 
 
 @dataclass
 class Next:
-    """What a step is made of; batch or error."""
+    """What a step is made of."""
 
-    batch: Batch | None = None
-    error: Exception | None = None
-    asked: Asked | None = None
-    """Null where another rank has no batch, which its status word will say, and on a GPU."""
+    batch: Batch
+    """This rank's."""
+    rows: int
+    """Impressions of all ranks' batches."""
+    skipped: int
+    """Impressions that could not be read, of all ranks."""
+    sums: Tensor
+    """`local_sums` of all ranks."""
+    asked: Asked | None
+    """Null on a GPU."""
 
 
 class Ahead:
     """Batches one step ahead, as a context. No row is read before the step that moves it is over.
 
-    A thread reads, checks, finds the distinct ids and exchanges them over a process group of its
+    A thread reads and checks, agrees with the other ranks that all have a batch and on what a step
+    must know of all of them, finds the distinct ids and exchanges them, over a process group of its
     own. A trainer that fails does not wait for it: it ends with what was begun or with the process.
     """
 
@@ -58,10 +66,15 @@ class Ahead:
         self._wanted.put(True)
 
     def take(self) -> Next:
-        """Waits for what was begun. Raises what the exchange raised, as a rank that is gone."""
-        found, broken = self._read.get()
-        if broken is not None:
-            raise broken
+        """Waits for what was begun.
+
+        Raises:
+            InputError, NonFinite, RankFailed: on all ranks alike, as a rank could not read.
+            RuntimeError: a rank is gone.
+        """
+        found, error = self._read.get()
+        if error is not None:
+            raise error
         assert found is not None
         return found
 
@@ -71,9 +84,18 @@ class Ahead:
 
     def _next(self) -> Next:
         """Collective over the thread's group."""
-        found = Next(*attempt(lambda: self._learner.checked(next(self._batches))))
-        failed = torch.tensor([float(found.error is not None)])
-        collectives.sum_(failed, self._group)
-        if found.batch is not None and not failed and self._learner.device.type == "cpu":
-            found.asked = self._learner.ask(found.batch, self._group)
-        return found
+        learner = self._learner
+        found, error = attempt(self._found)
+        batch, numbers = found or (None, torch.zeros(2 + learner.num_sums, dtype=torch.float64))
+        total = agree(error, numbers, self._group)
+        assert batch is not None
+        asked = learner.ask(batch, self._group) if learner.device.type == "cpu" else None
+        sums = total[2:].to(learner.device)
+        return Next(batch, int(total[0]), int(total[1]), sums, asked)
+
+    def _found(self) -> tuple[Batch, Tensor]:
+        """A checked batch and this rank's part of rows, skipped rows and sums."""
+        batch = self._learner.checked(next(self._batches))
+        counts = [float(batch.num_rows), float(sum(batch.skipped.values()))]
+        sums = self._learner.local_sums(batch).cpu()
+        return batch, torch.cat([torch.tensor(counts, dtype=torch.float64), sums])

@@ -89,19 +89,21 @@ def exchange_sizes(
     return received.tolist()
 
 
-def gather_bytes(message: bytes, device: torch.device | None = None) -> list[bytes]:
+def gather_bytes(
+    message: bytes, device: torch.device | None = None, group: Group | None = None
+) -> list[bytes]:
     """Collective. Every rank's message on every rank, in rank order; no pickle."""
     if world_size() == 1:
         return [message]
     sizes = torch.zeros(world_size(), dtype=torch.int64, device=device)
     sizes[rank()] = len(message)
-    dist.all_reduce(sizes)
+    dist.all_reduce(sizes, group=group)
     longest = int(sizes.max())
     mine = torch.zeros(longest, dtype=torch.uint8, device=device)
     if message:
         mine[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
     parts = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(parts, mine)
+    dist.all_gather(parts, mine, group=group)
     return [bytes(p[:n].cpu().numpy()) for p, n in zip(parts, sizes.tolist(), strict=True)]
 
 

@@ -1,6 +1,6 @@
 """Learner: one rank's model, table rows and optimizers, and the one step that moves them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ from raymtl.timing import TimeSplit
 
 ROW_STEPS = "row_optimizer/num_steps"
 """Key of the row optimizer's step count among the dense tensors."""
+WORD_FLOATS = 3
+"""Of a rank's word to all."""
 
 
 @dataclass
@@ -39,6 +41,8 @@ class StepOutcome:
     probabilities_BT: Tensor
     logits_BT: Tensor
     finite: bool
+    word: tuple[float, ...]
+    """What all ranks said, summed."""
 
 
 class Learner:
@@ -60,7 +64,8 @@ class Learner:
         self.balancer = Balancer(config.balancing, self.kinds, device)
         parameters = dict(self.model.named_parameters()) | self.balancer.parameters
         groups = groups_of(self.model, tuple(parameters), config.optimizer.dense)
-        self.dense = DenseParameters(parameters, groups, num_extra=1 + len(self.kinds))
+        num_extra = 1 + len(self.kinds) + WORD_FLOATS
+        self.dense = DenseParameters(parameters, groups, num_extra)
         self.row_optimizer = optimizers.build(config.optimizer.rows, self.tables)
         self.times = TimeSplit()
 
@@ -86,7 +91,13 @@ class Learner:
         return self.tables.ask(batch.ids_BC, self.layout, group)
 
     def step(
-        self, batch: Batch, sums: Tensor, step: int, num_steps: int, asked: Asked | None = None
+        self,
+        batch: Batch,
+        sums: Tensor,
+        step: int,
+        num_steps: int,
+        asked: Asked | None = None,
+        word: Sequence[float] = (0.0,) * WORD_FLOATS,
     ) -> StepOutcome:
         """Collective. One step of training.
 
@@ -96,6 +107,7 @@ class Learner:
             step: global step, 0-based; seeds dropout and places the schedule.
             num_steps: steps of the whole run, for the schedule.
             asked: what `ask` gave for the batch; null to ask now.
+            word: small numbers that this rank says to all; they ride along with the gradients.
         """
         self.model.train()
         self.dense.zero_grad()
@@ -126,7 +138,9 @@ class Learner:
             self.times.lap("backward")
             gradients = self.tables.collect(rows)
             self.times.lap("exchange")
-        finite, total_T = self._move(gradients, loss_T.detach(), step, num_steps)
+        self.dense.extras[1:] = torch.cat([loss_T.detach(), loss_T.new_tensor(word)])
+        finite, said = self._move(gradients, step, num_steps)
+        total_T = said[: len(self.kinds)]
         return StepOutcome(
             loss=(total_T * self.loss_weight_T).sum(),
             loss_T=total_T,
@@ -134,6 +148,7 @@ class Learner:
             probabilities_BT=losses.probabilities(logits_BT.detach(), self.kinds),
             logits_BT=logits_BT.detach(),
             finite=finite,
+            word=tuple(said[len(self.kinds) :].tolist()),
         )
 
     @torch.no_grad()
@@ -222,28 +237,29 @@ class Learner:
             self.dense.gradients.copy_(weights.float() @ global_Tn)
         return combined(parts, weights.tolist())
 
-    def _move(
-        self, gradients: RowGradients, loss_T: Tensor, step: int, num_steps: int
-    ) -> tuple[bool, Tensor]:
-        """Collective. Sums, clips and applies the gradients, unless one is not finite."""
+    def _move(self, gradients: RowGradients, step: int, num_steps: int) -> tuple[bool, Tensor]:
+        """Collective. Sums, clips and applies the gradients, unless one is not finite.
+
+        Returns:
+            Whether all are, and all ranks' losses and words.
+        """
         self.row_optimizer.add_l2(gradients)
         self.dense.extras[0] = self.row_optimizer.squared_norm(gradients)
-        self.dense.extras[1:] = loss_T
         self.times.lap("optimizer")
         collectives.sum_(self.dense.buffer)
         self.times.lap("exchange")
         squared_norm = self.dense.squared_norm() + self.dense.extras[0].double()
-        total_T = self.dense.extras[1:].clone()
-        finite = bool(torch.isfinite(squared_norm + total_T.sum()))
+        said = self.dense.extras[1:].clone()
+        finite = bool(torch.isfinite(squared_norm + said.sum()))
         if finite:
             section = self.config.optimizer
             factor = learning_rate_factor(section.schedule, step, num_steps)
             scale = float(clip_scale(squared_norm, section.clip_norm))
             self.dense.step(scale, factor)
             self.row_optimizer.step(gradients, scale, factor)
-            self.balancer.record(total_T)
+            self.balancer.record(said[: len(self.kinds)])
         self.times.lap("optimizer")
-        return finite, total_T
+        return finite, said
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(

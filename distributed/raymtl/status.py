@@ -1,4 +1,4 @@
-"""One rank's failure becomes every rank's: the status word that opens each step."""
+"""One rank's failure becomes every rank's: the status word of each step's first collective."""
 
 import json
 import traceback
@@ -32,12 +32,15 @@ def attempt(action: Callable[[], T]) -> tuple[T | None, Exception | None]:
         return None, error
 
 
-def agree(error: Exception | None, numbers: Tensor) -> Tensor:
+def agree(
+    error: Exception | None, numbers: Tensor, group: collectives.Group | None = None
+) -> Tensor:
     """Collective. Sums `numbers` over ranks, or raises on all ranks alike if one failed.
 
     Args:
         error: what went wrong on this rank, or None.
         numbers: float64, any length, on the group's device.
+        group: null for the first process group.
 
     Returns:
         The sums, a new tensor.
@@ -48,9 +51,9 @@ def agree(error: Exception | None, numbers: Tensor) -> Tensor:
         RankFailed: with all failing ranks' texts, for any other exception.
     """
     word = torch.cat([numbers.new_tensor([0.0 if error is None else 1.0]), numbers])
-    collectives.sum_(word)
+    collectives.sum_(word, group)
     if word[0] > 0:
-        messages = collectives.gather_bytes(_to_bytes(error), numbers.device)
+        messages = collectives.gather_bytes(_to_bytes(error), numbers.device, group)
         raise _from_messages(messages) from error
     return word[1:]
 

@@ -12,9 +12,10 @@ PHASES = (
     "validation",
     "rest",
 )
-"""`data`: waiting for the next batch. `exchange`: status word, table rows and their gradients,
-dense gradients, and waiting for the other ranks in each. `checkpoint`: the snapshot and completing
-the save before it; the writing itself goes on beside training. `rest`: metrics and reports."""
+"""`data`: waiting for the next batch, until all ranks have theirs. `exchange`: table rows and their
+gradients, dense gradients, and waiting for the other ranks in each. `checkpoint`: the snapshot and
+completing the save before it; the writing itself goes on beside training. `rest`: metrics and
+reports."""
 
 
 class TimeSplit:

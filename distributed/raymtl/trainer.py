@@ -1,6 +1,6 @@
 """The training loop. Takes batches and callables; knows nothing of Ray.
 
-batch -> status and denominators agreed -> step -> metrics
+batch, with status and denominators agreed -> step -> metrics
 -> every so often: validate, checkpoint, report
 """
 
@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from raymtl import collectives, warm_start
-from raymtl.ahead import Ahead
+from raymtl.ahead import Ahead, Next
 from raymtl.batch import Batch
 from raymtl.config import TrainConfig
 from raymtl.errors import InputError, NonFinite, RankFailed
@@ -24,7 +24,7 @@ from raymtl.lineage import known_rows
 from raymtl.metrics import TrainingHistograms
 from raymtl.saving import Saver
 from raymtl.source import planned_steps
-from raymtl.status import agree, raise_together
+from raymtl.status import raise_together
 
 NOTICE_INTERVAL_S = 5.0
 """Seconds between two questions whether a node is about to go; each waits for all ranks."""
@@ -183,29 +183,30 @@ class Trainer:
         if self._goes_on():
             ahead.begin()
         while self._goes_on():
-            following = ahead.take()
-            self.times.lap("data")
-            word = self._agree(following.error, following.batch)
+            found = self._take(ahead)
             if state.step + 1 < self.stop_step:
                 ahead.begin()
-            self.times.lap("exchange")
-            batch = following.batch
-            assert batch is not None and batch.step == state.step
-            time_is_up, ask, ranks_written, rows, skipped, sums = *word[:5], word[5:]
+            self.times.lap("data")
+            batch = found.batch
+            assert batch.step == state.step
+            stop = self.stop_step
+            outcome = self.learner.step(
+                batch, found.sums, state.step, stop, found.asked, self._word()
+            )
+            if not outcome.finite:
+                self._raise_non_finite(batch, outcome)
+            time_is_up, ask, ranks_written = outcome.word
             if ranks_written == collectives.world_size():
                 self._complete_save()
                 self.times.lap("checkpoint")
-            outcome = self.learner.step(batch, sums, state.step, self.stop_step, following.asked)
-            if not outcome.finite:
-                self._raise_non_finite(batch, outcome)
             self.window.update(outcome.probabilities_BT, batch)
-            state.step, state.rows = state.step + 1, state.rows + int(rows)
-            state.skipped_rows += int(skipped)
+            state.step, state.rows = state.step + 1, state.rows + found.rows
+            state.skipped_rows += found.skipped
             self._report(outcome, clock)
-            self._end_if_due(bool(time_is_up > 0))
+            self._end_if_due(time_is_up > 0)
             self.times.lap("rest")
             self._validate_if_due(batch)
-            self.leaving = bool(ask > 0) and self._is_leaving() and state.stopped is None
+            self.leaving = ask > 0 and self._is_leaving() and state.stopped is None
             self.times.lap("validation")
             self._save_if_due()
             self.times.lap("checkpoint")
@@ -228,10 +229,10 @@ class Trainer:
             named = {f"before/{key}": metric for key, metric in metrics.items()}
             self.reports.line({"step": 0, "rows": 0} | named)
 
-    def _agree(self, error: Exception | None, batch: Batch | None) -> Tensor:
-        """Collective. The step's status word; a failure still completes the save under way."""
+    def _take(self, ahead: Ahead) -> Next:
+        """Collective. What the next step is made of; a failure still completes the save begun."""
         try:
-            return agree(error, self._word(batch))
+            return ahead.take()
         except (InputError, RankFailed):
             self._complete_save()
             raise
@@ -241,23 +242,15 @@ class Trainer:
         self.asked_s = time.monotonic()
         return self.notice()
 
-    def _word(self, batch: Batch | None) -> Tensor:
-        """What every rank says before a step, summed.
+    def _word(self) -> tuple[float, float, float]:
+        """What every rank says in a step: time is up, nodes are to be asked about, files written.
 
-        Time is up, nodes are to be asked about, files written, rows, skipped rows, sums.
+        One rank says the first two, and all how many of them have written.
         """
         limit, now, leads = self.config.train.max_time_s, time.monotonic(), collectives.rank() == 0
         late = limit is not None and leads and now - self.started_s >= limit
         ask = leads and now - self.asked_s >= self.notice_interval_s
-        rows, skipped = (batch.num_rows, sum(batch.skipped.values())) if batch else (0, 0)
-        flags = [float(n) for n in (late, ask, self.saver.written, rows, skipped)]
-        sums = (
-            self.learner.local_sums(batch)
-            if batch is not None
-            else torch.zeros(self.learner.num_sums, dtype=torch.float64)
-        )
-        word = torch.cat([torch.tensor(flags, dtype=torch.float64), sums.cpu()])
-        return word.to(self.learner.device)
+        return float(late), float(ask), float(self.saver.written)
 
     def _raise_non_finite(self, batch: Batch, outcome: StepOutcome) -> None:
         """Collective. Ranks name their rows without a finite prediction; rank 0 its all if none."""

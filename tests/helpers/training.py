@@ -154,10 +154,10 @@ def _keep_losses(learner: Learner, leave_after: int | None) -> dict[int, list[fl
     losses: dict[int, list[float]] = {}
     step = learner.step
 
-    def kept(batch: Batch, sums: Any, number: int, num_steps: int, asked: Any) -> Any:
+    def kept(batch: Batch, sums: Any, number: int, num_steps: int, *rest: Any) -> Any:
         if leave_after is not None and number >= leave_after:
             raise Walked
-        outcome = step(batch, sums, number, num_steps, asked)
+        outcome = step(batch, sums, number, num_steps, *rest)
         losses[number] = [float(outcome.loss), *outcome.loss_T.tolist()]
         return outcome
 

@@ -11,18 +11,33 @@ from raymtl.ahead import Ahead
 from raymtl.errors import InputError
 
 
+class Named(str):
+    """Stands for a batch: a name, and as many rows as letters."""
+
+    @property
+    def num_rows(self) -> int:
+        return len(self)
+
+    @property
+    def skipped(self) -> dict[int, int]:
+        return {0: 2}
+
+
 class Recorder:
     """Stands for a learner: passes batches and remembers which rows were asked for."""
 
-    device = torch.device("cpu")
+    device, num_sums = torch.device("cpu"), 1
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
 
-    def checked(self, batch: Any) -> Any:
+    def checked(self, batch: str) -> Named:
         if batch == "bad":
             raise InputError("an id is too large", "9", "less than 9", "look")
-        return batch
+        return Named(batch)
+
+    def local_sums(self, batch: str) -> torch.Tensor:
+        return torch.tensor([len(batch) / 2], dtype=torch.float64)
 
     def ask(self, batch: Any, group: None) -> str:
         self.asked.append(batch)
@@ -42,16 +57,17 @@ def test_a_batch_is_read_and_asked_for_when_begun_and_not_before() -> None:
         ahead.begin()
         first = ahead.take()
         assert (first.batch, first.asked, read, learner.asked) == ("a", "rows of a", ["a"], ["a"])
+        assert (first.rows, first.skipped, first.sums.tolist()) == (1, 2, [0.5])
         ahead.begin()
     assert read == ["a", "b"], "what was begun is ended before the block is left"
 
 
-def test_a_bad_batch_comes_as_an_error_whose_rows_nobody_asks_for() -> None:
+def test_a_bad_batch_is_an_error_and_its_rows_are_not_asked_for() -> None:
     ahead, learner = ahead_of(iter(["bad", "b"]))
     with ahead:
         ahead.begin()
-        first = ahead.take()
-        assert isinstance(first.error, InputError) and first.batch is None and first.asked is None
+        with pytest.raises(InputError, match="too large"):
+            ahead.take()
         assert learner.asked == []
 
 

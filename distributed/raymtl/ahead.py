@@ -79,9 +79,6 @@ class Ahead:
         return found
 
     def _run(self) -> None:
-        # Of this thread alone. A second team of OpenMP's threads would be more than there are
-        # cores, and then all of them sleep, instead of looking, where they wait for each other.
-        torch.set_num_threads(1)
         while self._wanted.get():
             self._read.put(attempt(self._next))
 

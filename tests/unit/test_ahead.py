@@ -62,19 +62,6 @@ def test_a_batch_is_read_and_asked_for_when_begun_and_not_before() -> None:
     assert read == ["a", "b"], "what was begun is ended before the block is left"
 
 
-def test_the_thread_takes_no_team_of_its_own_and_leaves_the_others_theirs() -> None:
-    before, seen = torch.get_num_threads(), []
-    torch.set_num_threads(2)
-    try:
-        ahead, _ = ahead_of(seen.append(torch.get_num_threads()) or name for name in "a")
-        with ahead:
-            ahead.begin()
-            ahead.take()
-        assert (seen, torch.get_num_threads()) == ([1], 2)
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_a_bad_batch_is_an_error_and_its_rows_are_not_asked_for() -> None:
     ahead, learner = ahead_of(iter(["bad", "b"]))
     with ahead:

@@ -74,6 +74,13 @@ def _generate_squares(typing: Any, address: Any, sums: Any) -> Any:
 _add_squares: Any = intrinsic(_generate_squares)
 
 
+def _everywhere(builder: Any, value: Any, lanes: int) -> Any:
+    """A vector of one float."""
+    unknown = ir.VectorType(_FLOAT, lanes)(ir.Undefined)
+    first = builder.insert_element(unknown, value, _WORD(0))
+    return builder.shuffle_vector(first, unknown, ir.VectorType(_WORD, lanes)([0] * lanes))
+
+
 def _on_floats(
     compute: Callable[[Any, Any, Any, Any], Any], to: ir.Type = _FLOAT, source: ir.Type = _FLOAT
 ) -> Any:
@@ -97,9 +104,7 @@ def _on_floats(
                 builder.load(place, align=align)
                 for place, align in zip(places, aligns, strict=True)
             )
-            factors = ir.VectorType(_FLOAT, lanes.literal_value)(ir.Undefined)
-            for lane in range(lanes.literal_value):
-                factors = builder.insert_element(factors, arguments[3], _WORD(lane))
+            factors = _everywhere(builder, arguments[3], lanes.literal_value)
             builder.store(compute(builder, old, new, factors), places[0], align=aligns[0])
             return context.get_dummy_value()
 
@@ -266,7 +271,8 @@ def pool(views: int, width: int) -> Any:
 
     `bases`: addresses of rows, of the sums, and of a row's floats to work in.
     """
-    row_bytes, row_width = views * width * 4, views * width
+    view_bytes = width * 4
+    row_bytes = views * view_bytes
 
     @_compiled
     def run(bases: Any, bags: Any, low: bool, first: int, last: int) -> None:
@@ -278,26 +284,29 @@ def pool(views: int, width: int) -> Any:
             stop = starts[i + 1] if i + 1 < num_bags else len(place)
             source = total_at
             if stop == start:
-                _zero(row_width, total_at, total_at, one)
+                for at in range(0, row_bytes, view_bytes):
+                    _zero(width, total_at + at, total_at + at, one)
             for j in range(start, stop):
                 ahead = place[min(j + _AHEAD, len(place) - 1)]
                 for line in range(0, row_bytes, _LINE):
                     _prefetch(rows_at + ahead * row_bytes + line)
                 row_at = rows_at + place[j] * row_bytes
                 weight = weights[j] if len(weights) else one
-                if j > start:
-                    _add_scaled(row_width, total_at, row_at, weight)
-                elif stop == start + 1 and not len(weights):
+                if stop == start + 1 and not len(weights):
                     source = row_at
+                elif j == start:
+                    for at in range(0, row_bytes, view_bytes):
+                        _scale(width, total_at + at, row_at + at, weight)
                 else:
-                    _scale(row_width, total_at, row_at, weight)
+                    for at in range(0, row_bytes, view_bytes):
+                        _add_scaled(width, total_at + at, row_at + at, weight)
             for v in range(views):
                 if low:
                     target = out_at + (v * num_bags + i) * width * 2
-                    _round(width, target, source + v * width * 4, one)
+                    _round(width, target, source + v * view_bytes, one)
                 else:
-                    target = out_at + (v * num_bags + i) * width * 4
-                    _copy(width, target, source + v * width * 4, one)
+                    target = out_at + (v * num_bags + i) * view_bytes
+                    _copy(width, target, source + v * view_bytes, one)
 
     return run
 

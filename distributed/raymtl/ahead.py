@@ -69,7 +69,7 @@ class Ahead:
         """Waits for what was begun.
 
         Raises:
-            InputError, NonFinite, RankFailed: on all ranks alike, as a rank could not read.
+            InputError, RankFailed: on all ranks alike, as one could not read.
             RuntimeError: a rank is gone.
         """
         found, error = self._read.get()

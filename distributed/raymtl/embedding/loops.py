@@ -19,13 +19,8 @@ _AHEAD = 16
 _LINE = 64
 """Bytes of a cache line."""
 _DIGIT_BITS = 11
-_FLOAT, _DOUBLE, _HALF, _WORD, _BYTE = (
-    ir.FloatType(),
-    ir.DoubleType(),
-    ir.IntType(16),
-    ir.IntType(32),
-    ir.IntType(8),
-)
+_FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
+_BYTE, _HALF, _WORD = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 

@@ -11,10 +11,13 @@ from raymtl.storage import Folder
 
 
 class Disturber:
-    """Shows lines, and signals a worker of each start of the run when a checkpoint is there."""
+    """Shows lines, and signals a worker when a checkpoint is there: one of the plan per start.
+
+    A start that ends by itself (a slow worker taken for a hung one) uses up nothing of the plan.
+    """
 
     def __init__(self, run: str, *plan: tuple[int, int, signal.Signals]):
-        """`plan`: for each start (rank, step of the checkpoint waited for, signal)."""
+        """`plan`: in this order (rank, step of the checkpoint waited for, signal)."""
         self.checkpoints, self.plan = Folder(f"{run}/checkpoints"), plan
         self.lines: list[str] = []
         self.begun: set[int] = set()
@@ -26,17 +29,21 @@ class Disturber:
         found = re.match(r"rank (\d+) of \d+: process (\d+)", line)
         if not found:
             return
-        rank = int(found[1])
+        rank, process = int(found[1]), int(found[2])
         if rank in self.begun:
             self.start, self.begun = self.start + 1, set()
         self.begun.add(rank)
-        wanted, step, what = self.plan[min(self.start, len(self.plan) - 1)]
-        if self.start < len(self.plan) and rank == wanted:
-            waiting = (int(found[2]), step, what)
-            threading.Thread(target=self._wait_and_signal, args=waiting).start()
+        if self.signalled < len(self.plan) and rank == self.plan[self.signalled][0]:
+            waiting = (self.start, process)
+            threading.Thread(target=self._wait_and_signal, args=waiting, daemon=True).start()
 
-    def _wait_and_signal(self, process: int, step: int, what: signal.Signals) -> None:
+    def _wait_and_signal(self, start: int, process: int) -> None:
+        _, step, what = self.plan[self.signalled]
         while self.checkpoints.size(f"{folder_name(step)}/{MANIFEST}") is None:
             time.sleep(0.005)
-        os.kill(process, what)
-        self.signalled += 1
+        try:
+            if self.start == start:
+                os.kill(process, what)
+                self.signalled += 1
+        except ProcessLookupError:
+            pass  # Its start has ended; the next one's worker is signalled instead.

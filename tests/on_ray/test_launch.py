@@ -45,7 +45,7 @@ def test_a_killed_worker_and_then_a_hung_one_cost_nothing_but_time(
     log: str, undisturbed: dict[str, Any]
 ) -> None:
     # A busy machine may take a slow worker for a hung one, which costs nothing but time either.
-    made = config(log, "name=disturbed", "failure.hang_timeout_s=8", "failure.max_failures=-1")
+    made = config(log, "name=disturbed", "failure.hang_timeout_s=20", "failure.max_failures=-1")
     plan = (0, 20, signal.SIGKILL), (1, 40, signal.SIGSTOP)
     disturber = Disturber(f"{made.storage}/{made.name}", *plan)
     result = launch.train(made, show=disturber)

@@ -24,6 +24,8 @@ FEED_BYTES = 210e6
 """A process that feeds a rank, without what it holds: an estimate."""
 READ_FACTOR = 2.0
 """Core seconds to bring a row through Ray Data for each to read and decode it: an estimate."""
+RAY_CORES = 0.2
+"""Of each machine's cores, what Ray's own processes take: an estimate."""
 EXCHANGES_PER_GROUP, EXCHANGES_PER_STEP = 4, 2
 """Sizes, ids, rows and gradients of each width; the status word and the dense gradients."""
 MOST_LANES, USUAL_LANES = 1024, 32
@@ -118,7 +120,7 @@ def predicted(job: Job, rates: Rates, nodes: Nodes, num_workers: int) -> Predict
     # Training and reading share the cores: what both need is the least a step can take.
     rows_on_node = batch * per_node / num_workers
     busy_s = per_node * threads * point.seconds + rows_on_node * read_s
-    shared_s = busy_s / nodes.cores
+    shared_s = busy_s / (nodes.cores - RAY_CORES)
     step_s = max(alone_s, shared_s)
     memory = _memory(job, rates, num_workers, point)
     total, room = sum(memory.values()), nodes.memory_bytes

@@ -66,6 +66,15 @@ class Command:
             if found := GOING_ON.search(line):
                 self.resumed.append((time.monotonic(), int(found[1])))
 
+    def wait_for(self, true: Callable[[], bool], what: str, timeout_s: float) -> None:
+        """While the command goes on."""
+
+        def found() -> bool:
+            assert self.process.poll() is None, "\n".join(self.lines[-25:])
+            return true()
+
+        wait_for(found, what, timeout_s)
+
     def end(self) -> int:
         """Waits for the command, and kills it when it takes too long."""
         try:
@@ -102,12 +111,7 @@ class Trial:
     def wait_for_checkpoint(self, command: Command) -> None:
         """Until the checkpoint of FAULT_AT is whole."""
         manifest = self.run / "checkpoints" / f"step-{FAULT_AT:08}" / "manifest.json"
-
-        def there() -> bool:
-            assert command.process.poll() is None, "\n".join(command.lines[-20:])
-            return manifest.exists()
-
-        wait_for(there, "a checkpoint", CASE_TIMEOUT_S)
+        command.wait_for(manifest.exists, "a checkpoint", CASE_TIMEOUT_S)
 
     def struck(self) -> None:
         """Notes time and step of a fault that comes now."""
@@ -294,7 +298,7 @@ UNNOTICED = (data_task_killed, feed_killed, store_filled)
 """Faults that training does not stop for."""
 
 
-LONG = ["train.num_epochs=48"]
+LONG = ["train.num_epochs=96"]
 """As long as it takes a node to join, and to leave again."""
 
 
@@ -307,11 +311,11 @@ def joined_and_left(cluster: LocalCluster, log: str, fixed: Path, number: int) -
     trial.wait_for_checkpoint(command)
     trial.struck()
     node = cluster.add(cpus=3)
-    wait_for(lambda: 3 in command.world_sizes, "a third worker", 200)
+    command.wait_for(lambda: 3 in command.world_sizes, "a third worker", 200)
     grown = time.monotonic() - trial.fault_s
     time.sleep(10)
     cluster.drain(node, seconds=15)
-    wait_for(lambda: command.world_sizes[-1] == 2, "two workers again", 200)
+    command.wait_for(lambda: command.world_sizes[-1] == 2, "two workers again", 200)
     cluster.kill(node)
     code = command.end()
     if code:

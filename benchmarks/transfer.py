@@ -2,11 +2,13 @@
 
     python benchmarks/transfer.py conflict --out runs/transfer
     python benchmarks/transfer.py mmoe --out runs/transfer
+    python benchmarks/transfer.py narrow --out runs/transfer
     python benchmarks/transfer.py dephn --out runs/transfer
 
 - conflict: STEM-Net and Shared-Bottom as the tasks' preferences turn from equal over unrelated to
   opposed.
 - mmoe: Shared-Bottom, OMoE and MMoE on MMoE's two regressions as their correlation falls.
+- narrow: the same where towers are handed two units, of a bottom or of a mix of experts.
 - dephn: DEPHN with and without its virtual gradient on related and on unrelated tasks.
 
 Each turn of the dial is `raymtl synth` and `raymtl study`; what is finished is not done again.
@@ -15,8 +17,11 @@ Prints one table and writes OUT/<experiment>.json.
 
 import argparse
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import sqrt
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from rich.console import Console
@@ -148,6 +153,25 @@ EXPERIMENTS = {
     ),
 }
 
+_NARROW = {"tower_hidden_units": [8]}
+EXPERIMENTS["narrow"] = replace(
+    EXPERIMENTS["mmoe"],
+    # 100,000 rows to train: errors are to be the models', not their few rows'.
+    log={**EXPERIMENTS["mmoe"].log, "rows": 150_000, "valid_share": 0.03, "test_share": 0.3},
+    models={
+        # As many parameters: 144 units before the two, or eight experts of 16 before the two.
+        "shared_bottom": {"name": "shared_bottom", "bottom_hidden_units": [144, 2], **_NARROW},
+        "mmoe": {"name": "mmoe", "num_experts": 8, "expert_hidden_units": [16, 2], **_NARROW},
+    },
+    base={
+        "data": {"num_lanes": 32},
+        "embedding": {"width": 1},
+        "train": {"global_batch_size": 512, "num_epochs": 10},
+        "optimizer": {"dense": {"lr": 0.003}, "schedule": {"name": "linear"}},
+        "validation": {"metric": "rmse", "every_steps": 400},
+    },
+)
+
 
 def main() -> None:
     """Runs what is missing of an experiment, prints its table and writes it as JSON."""
@@ -158,15 +182,19 @@ def main() -> None:
     args = parser.parse_args()
     experiment = EXPERIMENTS[args.experiment]
     folder = f"{Path(args.out).absolute()}/{args.experiment}"
-    rows = []
+    rows, errors = [], {}
     for turn in experiment.turns:
         log = f"{folder}/{experiment.dial}-{turn}"
         synthesise(parse_log({**experiment.log, experiment.dial: turn}, args.experiment), log)
         values = study_of(experiment, log, args.seeds)
         study = parse(StudyConfig, {**values, "storage": folder}, args.experiment)
-        rows += rows_of(conduct(study), experiment, turn)
+        found = conduct(study)
+        rows += rows_of(found, experiment, turn)
+        errors[turn] = errors_of(found, experiment.metrics[0])
     Path(f"{folder}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     Console(width=120).print(table_of(rows, experiment.dial))
+    if experiment.metrics == ("rmse",):
+        Console(width=120).print(rises_of(errors, experiment.dial))
     print(f"result: {folder}.json")
 
 
@@ -204,6 +232,40 @@ def rows_of(found: Comparison, experiment: Experiment, turn: Any) -> list[dict[s
         for gain in found.gains
         if gain.metric in experiment.metrics and gain.bin in ("all", COMPARABLE)
     ]
+
+
+def errors_of(found: Comparison, metric: str) -> dict[str, dict[int, float]]:
+    """Model -> seed -> the metric of all rows, mean over tasks."""
+    views = [v for v, view in enumerate(found.views) if view.pair is None]
+    errors: dict[str, dict[int, float]] = {}
+    for measured in found.measured:
+        values = [float(measured.points[v][metric] or 0.0) for v in views]
+        errors.setdefault(measured.cell.label, {})[measured.cell.seed] = mean(values)
+    return errors
+
+
+def rises_of(errors: Mapping[Any, dict[str, dict[int, float]]], dial: str) -> Table:
+    """Errors at each turn, their rise from the first, and how much less than the first model's."""
+    table = Table(
+        dial, "model", "error", "rise", "first model's rise more", title="± standard error"
+    )
+    first_turn = next(iter(errors))
+    for turn, of_turn in errors.items():
+        rises = {
+            model: [error - errors[first_turn][model][seed] for seed, error in by_seed.items()]
+            for model, by_seed in of_turn.items()
+        }
+        of_first = next(iter(rises.values()))
+        for model, rise in rises.items():
+            more = [a - b for a, b in zip(of_first, rise, strict=True)]
+            cells = (list(of_turn[model].values()), rise, more)
+            table.add_row(str(turn), model, *map(_with_error, cells))
+    return table
+
+
+def _with_error(values: list[float]) -> str:
+    error = stdev(values) / sqrt(len(values)) if len(values) > 1 else float("nan")
+    return f"{mean(values):+.4f} ± {error:.4f}"
 
 
 def table_of(rows: list[dict[str, Any]], dial: str) -> Table:

@@ -233,8 +233,8 @@ class FailureSection(Section):
     max_failures: int = Field(default=3, ge=-1)
     """Restarts of the worker group after a failure; -1 retries for ever."""
     hang_timeout_s: PositiveFloat = 300.0
-    """A rank that does not answer for this long is a failure; both the process group's timeout and
-    Ray's worker health check."""
+    """A rank that does not answer for this long is a failure: the process group's timeout, Ray's
+    worker health check, and the longest that a batch may take to come."""
 
 
 class TrainConfig(Section):

@@ -183,7 +183,7 @@ def train_rank(payload: dict[str, Any]) -> dict[str, Any]:
     def warn(text: str) -> None:
         board.say.remote(f"warning: {text}")
 
-    read = reader_on_ray(config.data.prefetch_chunks, reserve=not resizable, warn=warn)
+    read = reader_on_ray(config, reserve=not resizable, warn=warn)
     source = LogSource(config, schema, train_index, valid_index, read, warn)
     saver = Saver(run, learner, train_index.digest)
     board.say.remote(
@@ -217,7 +217,7 @@ def node_is_leaving() -> bool:
 
 
 def reader_on_ray(
-    prefetch_chunks: int, reserve: bool = True, warn: Callable[[str], None] = warnings.warn
+    config: TrainConfig, reserve: bool = True, warn: Callable[[str], None] = warnings.warn
 ) -> Read:
     """Reads through Ray Data, in a process beside each rank, in its share of the cluster.
 
@@ -225,6 +225,7 @@ def reader_on_ray(
         reserve: whether reading tasks hold CPUs. Not where the worker group grows into all there
             are: it would wait for its data for ever.
     """
+    prefetch_chunks, timeout_s = config.data.prefetch_chunks, config.failure.hang_timeout_s
 
     def read(stream: Stream) -> Iterator[Batch]:
         store = ray.cluster_resources().get("object_store_memory", 0.0)
@@ -235,7 +236,8 @@ def reader_on_ray(
             object_store_bytes=min(wanted, most) or None,
             node_id=ray.get_runtime_context().get_node_id(),
         )
-        return (Batch.of(fields) for fields in feed(stream, share, prefetch_chunks, warn))
+        given = feed(stream, share, prefetch_chunks, warn, timeout_s)
+        return (Batch.of(fields) for fields in given)
 
     return read
 

@@ -294,7 +294,7 @@ def _batches(
     reading = parse(LogSchema, payload["reading"], "the log's schema")
     stream = Stream(payload["index"], reading, order, span, keys, labels)
     rows = {spec.name: spec.rows for spec in learner.tables.specs}
-    batches = (read or reader_on_ray(learner.config.data.prefetch_chunks))(stream)
+    batches = (read or reader_on_ray(learner.config))(stream)
     return (known_rows(batch, learner.layout, rows) for batch in batches)
 
 

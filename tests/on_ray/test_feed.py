@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,18 @@ def test_a_process_that_dies_before_its_first_batch_ends_the_reading(
     monkeypatch.setattr("raymtl.data.feed._feeding", dies)
     with pytest.raises(RayError, match="died"):
         next(feed(stream_of(index), SHARE))
+
+
+def test_a_process_that_hangs_is_waited_for_no_longer_than_said(
+    index: LogIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hangs(*_: object) -> Iterator[None]:
+        time.sleep(10)
+        yield
+
+    monkeypatch.setattr("raymtl.data.feed._feeding", hangs)
+    with pytest.raises(TimeoutError, match=r"rank 1 gave no batch of step 5 for 1 s.*hang_timeout"):
+        next(feed(stream_of(index, start=5), SHARE, timeout_s=1))
 
 
 def test_a_feed_that_is_left_early_ends_and_does_not_hold_up_another(index: LogIndex) -> None:

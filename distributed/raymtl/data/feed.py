@@ -28,24 +28,28 @@ def feed(
     share: Share,
     prefetch_chunks: int = 4,
     warn: Callable[[str], None] = warnings.warn,
+    timeout_s: float | None = None,
 ) -> Iterator[Fields]:
     """What `ingest.iterate` gives, from a process of its own, which ends with this iterator.
 
-    Where that process dies, another goes on with the batch that is owed, unless it gave none.
+    Where that process dies, another goes on with the batch that is owed, unless it gave none. One
+    that hangs ends with the process that asked it: that one is to fail, and a run to go on anew.
 
     Args:
         warn: told of such a death.
+        timeout_s: the longest that one batch may take; null: any time.
 
     Raises:
         InputError: as the reading task raised it.
         RayError: the process died before its first batch.
+        TimeoutError: a batch took too long.
     """
     span = stream.span
     step = begun = span.start_step
     while step < span.stop_step:
         owed = replace(stream, span=replace(span, start_step=step))
         try:
-            for fields in _given(owed, share, prefetch_chunks):
+            for fields in _given(owed, share, prefetch_chunks, timeout_s):
                 step = fields["step"] + 1
                 yield fields
         except RayTaskError as error:
@@ -60,7 +64,9 @@ def feed(
             begun = step
 
 
-def _given(stream: Stream, share: Share, prefetch_chunks: int) -> Iterator[Fields]:
+def _given(
+    stream: Stream, share: Share, prefetch_chunks: int, timeout_s: float | None
+) -> Iterator[Fields]:
     """The batches of one process."""
     options: dict[str, Any] = {
         "name": f"feed of rank {stream.span.rank}",
@@ -73,10 +79,16 @@ def _given(stream: Stream, share: Share, prefetch_chunks: int) -> Iterator[Field
     given: Any = work.remote(stream, share, prefetch_chunks)
     step = stream.span.start_step
     try:
-        for ref in given:
+        while ray.wait([given], timeout=timeout_s)[0]:
+            if (ref := next(given, None)) is None:
+                return
             fields = _own(ray.get(ref))
             step = fields["step"] + 1
             yield fields
+        raise TimeoutError(
+            f"the process that feeds rank {stream.span.rank} gave no batch of step {step} for "
+            f"{timeout_s:.0f} s: it hangs, or storage is slow, then raise failure.hang_timeout_s"
+        )
     except GeneratorExit:
         # After its last batch the process ends its work by itself, and may do other work then.
         if step < stream.span.stop_step and ray.is_initialized():

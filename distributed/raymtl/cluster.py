@@ -104,8 +104,11 @@ def start_local(
     require_private_token()
     # Ray warns of four times as many processes, with the machine's cores unless told: its own for
     # a run of two workers are as many.
-    processes = {"RAY_worker_maximum_startup_concurrency": str(max(4, num_cpus))}
-    with environment(LOCAL_ENVIRONMENT | processes), _on_loopback():
+    settings = {"RAY_worker_maximum_startup_concurrency": str(max(4, num_cpus))}
+    if not dashboard:
+        # Ray's table of all tasks ever done grows with the log, and only the dashboard shows it.
+        settings["RAY_task_events_report_interval_ms"] = "0"
+    with environment(LOCAL_ENVIRONMENT | settings), _on_loopback():
         ray.init(
             address="local",
             num_cpus=num_cpus,

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,11 @@ def test_a_local_ray_listens_on_loopback_only_and_asks_for_a_token(undisturbed: 
     }
     assert {"raylet", "gcs_server"} <= {name for name, _ in listening}
     assert {ip.removeprefix("::ffff:") for _, ip in listening} == {"127.0.0.1"}
+
+
+def test_a_local_ray_without_dashboard_keeps_no_table_of_its_tasks(undisturbed: Any) -> None:
+    time.sleep(1.5)  # Ray's usual pause between reports of tasks, and more
+    assert ray.timeline() == []
 
 
 def connections(process: psutil.Process) -> list[Any]:

@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 EARLY_STEPS = 50
+"""After two runs part, before their rounding has grown."""
 
 
 def other_bytes(run: Path, whole: Path) -> str:

@@ -12,7 +12,8 @@
 - dephn: DEPHN with and without its virtual gradient on related and on unrelated tasks.
 
 Each turn of the dial is `raymtl synth` and `raymtl study`; what is finished is not done again.
-Prints one table and writes OUT/<experiment>.json.
+Prints a table, of regressions also how errors rise from the first turn on, and writes
+OUT/<experiment>.json.
 """
 
 import argparse
@@ -153,28 +154,27 @@ EXPERIMENTS = {
     ),
 }
 
-_NARROW = {"tower_hidden_units": [8]}
+_MMOE = EXPERIMENTS["mmoe"]
+_TOWER = {"tower_hidden_units": [8]}
 EXPERIMENTS["narrow"] = replace(
-    EXPERIMENTS["mmoe"],
+    _MMOE,
     # 100,000 rows to train: errors are to be the models', not their few rows'.
-    log={**EXPERIMENTS["mmoe"].log, "rows": 150_000, "valid_share": 0.03, "test_share": 0.3},
+    log={**_MMOE.log, "rows": 150_000, "valid_share": 0.03, "test_share": 0.3},
     models={
         # As many parameters: 144 units before the two, or eight experts of 16 before the two.
-        "shared_bottom": {"name": "shared_bottom", "bottom_hidden_units": [144, 2], **_NARROW},
-        "mmoe": {"name": "mmoe", "num_experts": 8, "expert_hidden_units": [16, 2], **_NARROW},
+        "shared_bottom": {"name": "shared_bottom", "bottom_hidden_units": [144, 2], **_TOWER},
+        "mmoe": {"name": "mmoe", "num_experts": 8, "expert_hidden_units": [16, 2], **_TOWER},
     },
     base={
+        **_MMOE.base,
         "data": {"num_lanes": 32},
-        "embedding": {"width": 1},
         "train": {"global_batch_size": 512, "num_epochs": 10},
-        "optimizer": {"dense": {"lr": 0.003}, "schedule": {"name": "linear"}},
-        "validation": {"metric": "rmse", "every_steps": 400},
     },
 )
 
 
 def main() -> None:
-    """Runs what is missing of an experiment, prints its table and writes it as JSON."""
+    """Runs what is missing of an experiment, prints its tables and writes the first as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiment", choices=sorted(EXPERIMENTS))
     parser.add_argument("--out", default="runs/transfer", help="folder for logs and studies")
@@ -183,6 +183,7 @@ def main() -> None:
     experiment = EXPERIMENTS[args.experiment]
     folder = f"{Path(args.out).absolute()}/{args.experiment}"
     rows, errors = [], {}
+    of_regressions = experiment.metrics == ("rmse",)
     for turn in experiment.turns:
         log = f"{folder}/{experiment.dial}-{turn}"
         synthesise(parse_log({**experiment.log, experiment.dial: turn}, args.experiment), log)
@@ -190,10 +191,11 @@ def main() -> None:
         study = parse(StudyConfig, {**values, "storage": folder}, args.experiment)
         found = conduct(study)
         rows += rows_of(found, experiment, turn)
-        errors[turn] = errors_of(found, experiment.metrics[0])
+        if of_regressions:
+            errors[turn] = errors_of(found)
     Path(f"{folder}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     Console(width=120).print(table_of(rows, experiment.dial))
-    if experiment.metrics == ("rmse",):
+    if of_regressions:
         Console(width=120).print(rises_of(errors, experiment.dial))
     print(f"result: {folder}.json")
 
@@ -234,21 +236,24 @@ def rows_of(found: Comparison, experiment: Experiment, turn: Any) -> list[dict[s
     ]
 
 
-def errors_of(found: Comparison, metric: str) -> dict[str, dict[int, float]]:
-    """Model -> seed -> the metric of all rows, mean over tasks."""
+def errors_of(found: Comparison) -> dict[str, dict[int, float]]:
+    """Model -> seed -> RMSE of all rows, mean over tasks."""
     views = [v for v, view in enumerate(found.views) if view.pair is None]
     errors: dict[str, dict[int, float]] = {}
     for measured in found.measured:
-        values = [float(measured.points[v][metric] or 0.0) for v in views]
-        errors.setdefault(measured.cell.label, {})[measured.cell.seed] = mean(values)
+        of_tasks = [measured.points[v]["rmse"] for v in views]
+        known = [error for error in of_tasks if error is not None]
+        assert len(known) == len(of_tasks), f"{measured.cell.name}: a task without a labelled row"
+        errors.setdefault(measured.cell.label, {})[measured.cell.seed] = mean(known)
     return errors
 
 
 def rises_of(errors: Mapping[Any, dict[str, dict[int, float]]], dial: str) -> Table:
-    """Errors at each turn, their rise from the first, and how much less than the first model's."""
-    table = Table(
-        dial, "model", "error", "rise", "first model's rise more", title="± standard error"
-    )
+    """RMSE at each turn, its rise from the first, and by how much that is below the first model's.
+
+    All are means over seeds, ± standard error; differences are paired by seed.
+    """
+    table = Table(dial, "model", "RMSE", "rise", "smaller by", title="means over seeds")
     first_turn = next(iter(errors))
     for turn, of_turn in errors.items():
         rises = {
@@ -257,8 +262,8 @@ def rises_of(errors: Mapping[Any, dict[str, dict[int, float]]], dial: str) -> Ta
         }
         of_first = next(iter(rises.values()))
         for model, rise in rises.items():
-            more = [a - b for a, b in zip(of_first, rise, strict=True)]
-            cells = (list(of_turn[model].values()), rise, more)
+            smaller = [a - b for a, b in zip(of_first, rise, strict=True)]
+            cells = (list(of_turn[model].values()), rise, smaller)
             table.add_row(str(turn), model, *map(_with_error, cells))
     return table
 

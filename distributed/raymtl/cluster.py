@@ -99,7 +99,7 @@ def start_local(
         num_cpus: logical ones.
         store_bytes: of its object store; null leaves Ray's default.
         runtime_env: of all its tasks and actors, as Ray takes it.
-        dashboard: with Ray's dashboard.
+        dashboard: with Ray's dashboard, and the table of tasks that it shows.
     """
     require_private_token()
     # Ray warns of four times as many processes, with the machine's cores unless told: its own for

@@ -117,7 +117,7 @@ def predicted(job: Job, rates: Rates, nodes: Nodes, num_workers: int) -> Predict
     read_s = READ_FACTOR * rates.read_s_per_row
     compute_s = point.seconds * crowding
     alone_s = compute_s + exchange_s
-    # Training and reading share the cores: what both need is the least a step can take.
+    # Training, reading and Ray share the cores: what all need is the least a step can take.
     rows_on_node = batch * per_node / num_workers
     busy_s = per_node * threads * point.seconds + rows_on_node * read_s
     shared_s = busy_s / (nodes.cores - RAY_CORES)

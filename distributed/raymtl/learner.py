@@ -220,8 +220,6 @@ class Learner:
         dense, parts = [], []
         for loss in losses_:
             self.dense.zero_grad()
-            for group in rows.groups:
-                group.leaf.grad = None
             loss.backward(retain_graph=loss is not losses_[-1])
             dense.append(self.dense.gradients.clone())
             parts.append(self.tables.collect(rows))

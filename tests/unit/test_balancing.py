@@ -54,7 +54,7 @@ def test_gradients_that_agree_and_a_task_without_gradient_are_left_as_they_are()
 
 
 def test_row_gradients_are_multiplied_and_combined_part_by_part():
-    store = RowStore(torch.zeros(5, 4), views=2)
+    store = RowStore.of(5, 2, 2, {})
     parts = [
         [RowPart(store, 0, 5, torch.tensor([1, 3]), torch.full((2, 4), value), counted=True)]
         for value in (1.0, -2.0)

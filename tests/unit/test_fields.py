@@ -8,6 +8,8 @@ from torch import Tensor
 from helpers import table_training as tt
 from raymtl.batch import PAD, Batch, Inputs
 from raymtl.embedding.fields import assemble
+from raymtl.embedding.pooling import row_gradients, row_gradients_and_squares
+from raymtl.embedding.rows import Rows
 from raymtl.embedding.sharded import ShardedTables
 from raymtl.embedding.tables import LocalTables
 
@@ -25,10 +27,9 @@ def tables_and_rows(make: type) -> tuple:
     return tables, natural
 
 
-def inputs_of(tables: LocalTables | ShardedTables, batch: Batch) -> tuple[Inputs, list[Tensor]]:
+def inputs_of(tables: LocalTables | ShardedTables, batch: Batch) -> tuple[Inputs, Rows]:
     rows = tables.lookup(batch.ids_BC, tt.LAYOUT)
-    inputs = assemble(rows, batch, tt.LAYOUT, tt.NUM_VIEWS, tt.WIDTH)
-    return inputs, [group.leaf for group in rows.groups]
+    return assemble(rows, batch, tt.LAYOUT, tt.NUM_VIEWS, tt.WIDTH), rows
 
 
 def plain(natural: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -77,29 +78,42 @@ def test_gradients_equal_those_of_a_plain_loop(make: type) -> None:
     for values in natural.values():
         values.requires_grad_()
     batch = tt.random_batch(2)
-    rows = tables.lookup(batch.ids_BC, tt.LAYOUT)
-    inputs = assemble(rows, batch, tt.LAYOUT, tt.NUM_VIEWS, tt.WIDTH)
+    inputs, rows = inputs_of(tables, batch)
     expected, sequences = plain(natural, batch)
     for views, whole in (
         (inputs.views_BVFD, {k: s.values_BSVD for k, s in inputs.sequences.items()}),
         (expected, sequences),
     ):
         (views.sin().sum() + sum((1 + x.square()).log().sum() for x in whole.values())).backward()
-    for group in rows.groups:
-        assert group.leaf.grad is not None
+    got = [row_gradients_and_squares(group) for group in rows.groups]
     for c in tt.LAYOUT.id_columns:
-        group = rows.groups[rows.group_of_table[c.table]]
-        for ids_B, place_B in zip(
-            batch.ids_BC.T[c.start : c.stop], rows.place_BC.T[c.start : c.stop], strict=True
+        number = rows.group_of_table[c.table]
+        (grads, squares), group = got[number], rows.groups[number]
+        number_BC = group.runs.numbers(group.place_BC.numel()).view_as(group.place_BC)
+        columns = [list(group.columns).index(i) for i in range(c.start, c.stop)]
+        for row, place in zip(
+            batch.ids_BC[:, c.start : c.stop].flatten().tolist(),
+            number_BC[:, columns].flatten().tolist(),
+            strict=True,
         ):
-            for row, place in zip(ids_B.tolist(), place_B.tolist(), strict=True):
-                if row != PAD:
-                    torch.testing.assert_close(
-                        group.leaf.grad[place],
-                        natural[c.table].grad[row].flatten(),
-                        rtol=1e-4,
-                        atol=1e-5,
-                    )
+            if row != PAD:
+                wanted = natural[c.table].grad[row]
+                torch.testing.assert_close(grads[place], wanted.flatten(), rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(
+                    squares[place], wanted.double().square().sum(1), rtol=1e-4, atol=1e-5
+                )
+
+
+@STORES
+def test_gradients_are_summed_once_and_then_forgotten(make: type) -> None:
+    tables, _ = tables_and_rows(make)
+    inputs, rows = inputs_of(tables, tt.random_batch(2))
+    inputs.views_BVFD.sum().backward(retain_graph=True)
+    first = [row_gradients(group) for group in rows.groups]
+    assert not any(row_gradients(group).any() for group in rows.groups)
+    (2 * inputs.views_BVFD.sum()).backward()
+    for group, grads in zip(rows.groups, first, strict=True):
+        torch.testing.assert_close(row_gradients(group), 2 * grads)
 
 
 @STORES
@@ -107,15 +121,15 @@ def test_padding_gives_exact_zeros_and_gets_no_gradient(make: type) -> None:
     tables, _ = tables_and_rows(make)
     batch = tt.make_batch(torch.full((3, tt.LAYOUT.num_id_columns), PAD))
     batch.ids_BC[0, COLUMNS["user"].start] = 5
-    inputs, leaves = inputs_of(tables, batch)
+    inputs, rows = inputs_of(tables, batch)
     assert (inputs.views_BVFD[1:] == 0).all()
     assert (inputs.views_BVFD[0, :, 1:] == 0).all()
     assert (inputs.views_BVFD[0, :, 0] != 0).all()
     assert all((s.values_BSVD == 0).all() for s in inputs.sequences.values())
     whole = sum(s.values_BSVD.sum() for s in inputs.sequences.values())
     (inputs.views_BVFD.sum() + whole).backward()
-    grads = [leaf.grad for leaf in leaves if leaf.grad is not None]
-    assert all((g[-1] == 0).all() for g in grads)
+    grads = [row_gradients(group) for group in rows.groups]
+    assert sum(len(g) for g in grads) == 1
     assert sum(float(g.sum()) for g in grads) == tt.NUM_VIEWS * tt.WIDTH
 
 
@@ -139,15 +153,13 @@ def test_rows_of_one_view_are_shown_to_all_and_their_gradients_are_summed(make: 
     tables, natural = tables_and_rows(make)
     batch = tt.make_batch(torch.full((1, tt.LAYOUT.num_id_columns), PAD))
     batch.ids_BC[0, COLUMNS["city"].start] = 4
-    rows = tables.lookup(batch.ids_BC, tt.LAYOUT)
-    inputs = assemble(rows, batch, tt.LAYOUT, tt.NUM_VIEWS, tt.WIDTH)
+    inputs, rows = inputs_of(tables, batch)
     shown = inputs.views_BVFD[0, :, FIELDS.index("city")]
     for v in range(tt.NUM_VIEWS):
         assert torch.equal(shown[v], natural["city"][4, 0])
     (shown * torch.tensor([[1.0], [10.0], [100.0]])).sum().backward()
-    leaf = rows.groups[rows.group_of_table["city"]].leaf
-    assert leaf.grad is not None
-    np.testing.assert_array_equal(leaf.grad[0].numpy(), [111.0] * tt.WIDTH)
+    grads = row_gradients(rows.groups[rows.group_of_table["city"]])
+    np.testing.assert_array_equal(grads[0].numpy(), [111.0] * tt.WIDTH)
 
 
 @STORES

@@ -1,21 +1,24 @@
 """The compiled loops do what plain torch does."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.models import grad_of
 from raymtl.batch import PAD
 from raymtl.config import RowOptimizerSection
 from raymtl.embedding import kernels, rows
 from raymtl.embedding.optimizers import RowwiseAdagrad
 from raymtl.embedding.plan import GroupPlan
-from raymtl.embedding.rows import NO_KEY, RowPart, RowStore
+from raymtl.embedding.pooling import pool, row_gradients, row_gradients_and_squares, sum_runs
+from raymtl.embedding.rows import Bags, RowPart, RowStore, Runs
 from raymtl.embedding.tables import TableSpec
 
 SPECS = [TableSpec("a", 61, 2, 4), TableSpec("b", 5, 2, 4), TableSpec("c", 1000, 2, 4)]
@@ -29,21 +32,24 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@given(
-    st.lists(st.one_of(st.integers(0, 40), st.integers(0, 2**30), st.just(NO_KEY)), max_size=200)
-)
+@given(st.lists(st.one_of(st.integers(0, 40), st.integers(-(2**29), 2**30)), max_size=200))
 @settings(max_examples=50, deadline=None)
 def test_runs_are_those_of_a_stable_sort(keys: list[int]) -> None:
     keys_n = torch.tensor(keys, dtype=torch.int64)
     found, expected = rows.find_runs(keys_n), rows.sorted_runs(keys_n)
     for name, tensor in vars(expected).items():
-        assert torch.equal(getattr(found, name), tensor), name
+        assert torch.equal(getattr(found, name).long(), tensor), name
+    assert torch.equal(found.unique_U[found.numbers(len(keys))], keys_n)
 
 
 def test_keys_too_far_apart_for_one_word_are_sorted_by_torch() -> None:
-    keys_n = torch.tensor([2**40, 3, 2**40, NO_KEY])
-    assert kernels.find_runs(keys_n, NO_KEY) is None
-    assert rows.find_runs(keys_n).inverse_n.tolist() == [1, 0, 1, 2]
+    keys_n = torch.tensor([2**40, 3, 2**40, 2**62])
+    assert kernels.find_runs(keys_n) is None
+    runs = rows.find_runs(keys_n)
+    assert runs.numbers(4).tolist() == [1, 0, 1, 2]
+    assert runs.below(2**50).numbers(4).tolist() == [1, 0, 1, 2]
+    assert runs.below(2**40).numbers(4).tolist() == [1, 0, 1, 1]
+    assert runs.below(0).order_n.tolist() == []
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -59,12 +65,20 @@ def test_keys_are_those_of_plain_torch(
     assert torch.equal(found, plan.keys(torch.from_numpy(ids), table_C))
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_extremes_are_those_of_plain_torch(dtype: torch.dtype) -> None:
+    ids_BC = torch.randint(-1, 2**31 - 1, (300, 7), dtype=dtype)
+    for found, wanted in zip(kernels.extremes(ids_BC), torch.aminmax(ids_BC, dim=0), strict=True):
+        assert torch.equal(found, wanted)
+
+
 def one_update(
     num_rows: int, lr_by_table: dict[str, float], width: int = 5
 ) -> dict[str, torch.Tensor]:
     """Two steps of row-wise Adagrad on two thirds of the rows."""
     generator = torch.Generator().manual_seed(0)
-    store = RowStore(torch.randn(num_rows, 2 * width, generator=generator), 2, {"a": 0, "b": 40})
+    store = RowStore.of(num_rows, 2, width, {"a": 0, "b": 40})
+    store.values.normal_(generator=generator)
 
     class Tables:
         stores = (store,)
@@ -107,52 +121,93 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.Monk
 @pytest.mark.usefixtures("two_threads")
 def test_pooling_does_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_LEAST_ROWS", 100)
-    values, grad_VmD, bags = torch.randn(700, 15), torch.randn(3, 5000, 5), some_bags(700, True)
-    on_two = kernels.pool(values, 3, bags, torch.float32), kernels.sum_views(grad_VmD, bags, 699)
+    group, bags = some_rows(3, 5), some_bags(weighted=True)
+
+    def both() -> list[torch.Tensor]:
+        pooled = pool(group, bags)
+        pooled.backward(torch.ones_like(pooled))
+        return [pooled.detach(), *row_gradients_and_squares(group)]
+
+    on_two = both()
     torch.set_num_threads(1)
-    assert torch.equal(on_two[0], kernels.pool(values, 3, bags, torch.float32))
-    assert torch.equal(on_two[1], kernels.sum_views(grad_VmD, bags, 699))
+    for two, one in zip(on_two, both(), strict=True):
+        assert torch.equal(two, one)
 
 
 def test_a_row_takes_its_views_and_a_float_of_state_a_view() -> None:
-    # V 2, D 5: 2 * 5 * 4 bytes of values and 2 * 4 of row-wise Adagrad's sums.
+    # V 2, D 5: 2 * 5 * 4 bytes of values and 2 * 4 of row-wise Adagrad's sums; and PAD's row.
     tensors = one_update(1000, {})
-    assert sum(t.untyped_storage().nbytes() for t in tensors.values()) == 1000 * (2 * 5 * 4 + 2 * 4)
+    held = sum(t.untyped_storage().nbytes() for t in tensors.values())
+    assert held == 1000 * (2 * 5 * 4 + 2 * 4) + 2 * 5 * 4
 
 
-def some_bags(num_rows: int, weighted: bool) -> kernels.Bags:
-    """5,000 bags of 0 to 3 places; the last one is empty."""
+BATCH, COLUMNS = 1500, 7
+
+
+def some_rows(views: int, width: int) -> rows.GroupRows:
+    """Rows of a store that the ids of a batch look up, some of them PAD, and one none."""
     generator = torch.Generator().manual_seed(1)
-    sizes = torch.randint(0, 4, (5000,), generator=generator)
-    sizes[-1] = 0
-    starts = sizes.cumsum(0) - sizes
-    place = torch.randint(0, num_rows, (int(sizes.sum()),), generator=generator)
-    return place, starts, torch.randn(len(place), generator=generator) if weighted else None
+    store = RowStore.of(900, views, width, {"a": 0})
+    store.values.normal_(generator=generator)
+    ids_n = torch.randint(-1, 700, (BATCH * COLUMNS,), generator=generator)
+    place_n = torch.where(ids_n < 0, 900, ids_n + 100)
+    runs = rows.find_runs(place_n).below(900)
+    return rows.GroupRows(store.padded, views, place_n.view(BATCH, COLUMNS), range(COLUMNS), runs)
+
+
+def some_bags(weighted: bool, columns: tuple[int, ...] = (0, 1, 2, 4, 5, 6)) -> Bags:
+    """Of one id, of none, of two and of the rest."""
+    weights_BK = torch.randn(BATCH, len(columns), generator=torch.Generator().manual_seed(2))
+    sizes = (1, 0, 2, len(columns) - 3)
+    return Bags(columns, sizes, weights_BK if weighted else None)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("views", "width"), [(3, 5), (1, 16), (4, 20)])
 def test_pooling_and_its_backward_are_those_of_plain_torch(
-    views: int, width: int, dtype: torch.dtype, weighted: bool
+    views: int, width: int, dtype: torch.dtype, weighted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows_nVD = torch.randn(700, views, width)
-    bags = some_bags(len(rows_nVD), weighted)
-    pooled = kernels.pool(rows_nVD.flatten(1), views, bags, dtype)
-    wanted = [rows.sum_bags(of_view.contiguous(), *bags) for of_view in rows_nVD.unbind(1)]
+    # Two calls of pooling: of most columns, and of one by itself; one column is not pooled.
+    calls = [(some_bags(weighted), dtype), (Bags((3,), (1,)), torch.float32)]
+    generator = torch.Generator().manual_seed(3)
+    given = [torch.randn(views, BATCH * n, width, generator=generator).to(dtype) for n in (4, 1)]
+
+    def all_() -> list[torch.Tensor]:
+        group = some_rows(views, width)
+        pooled = [pool(group, bags, kind) for bags, kind in calls]
+        for tensor, grad in zip(pooled, given, strict=True):
+            tensor.backward(grad.to(tensor.dtype))
+        return [*(tensor.detach() for tensor in pooled), *row_gradients_and_squares(group)]
+
+    found = all_()
+    monkeypatch.setattr(rows, "_kernels", lambda: None)
+    wanted = all_()
     # Bit by bit: exported scorers pool with torch's.
-    assert torch.equal(pooled, torch.stack(wanted).to(dtype))
-    grad_VmD = torch.randn(views, 5000, width).to(dtype)
-    # Two views of the same leaf: of torch's loops, which PAD's row (the last) gets nothing of.
-    leaf = rows_nVD.flatten(1).requires_grad_()
-    views_VmD = [
-        F.embedding_bag(bags[0], v, bags[1], mode="sum", per_sample_weights=bags[2])
-        for v in leaf.unflatten(1, (views, width)).unbind(1)
-    ]
-    torch.stack(views_VmD).backward(grad_VmD.float())
-    summed = kernels.sum_views(grad_VmD, bags, 699)
-    torch.testing.assert_close(summed[:699], grad_of(leaf)[:699])
-    assert not summed[699].any()
+    for one, other in zip(found[:2], wanted[:2], strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(found[2:], wanted[2:], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_the_runs_of_rows_are_summed_as_plain_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    grads = torch.randn(5000, 15)
+    runs = rows.find_runs(torch.randint(0, 3000, (5000,)))
+    found = sum_runs(grads, runs, 3)
+    wide = Runs(runs.unique_U, runs.order_n.long(), runs.starts_U.long())
+    assert torch.equal(sum_runs(grads, wide, 3)[0], found[0])
+    monkeypatch.setattr(rows, "_kernels", lambda: None)
+    summed, squares = sum_runs(grads, runs, 3)
+    assert torch.equal(found[0], summed)
+    torch.testing.assert_close(found[1], squares)
+
+
+def test_rows_are_not_pooled_twice_before_they_are_collected() -> None:
+    group = some_rows(2, 4)
+    for _ in range(2):
+        pool(group, some_bags(weighted=False)).sum().backward()
+    with pytest.raises(AssertionError, match="pooled once"):
+        row_gradients(group)
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50))
@@ -169,6 +224,30 @@ def test_sixteen_bits_are_those_that_torch_rounds_to(words: list[int]) -> None:
 
 def test_pooling_of_nothing() -> None:
     none = torch.empty(0, dtype=torch.int64)
-    assert kernels.pool(torch.zeros(1, 6), 2, (none, none, None), torch.float32).shape == (2, 0, 3)
-    empty = none, torch.zeros(4, dtype=torch.int64), None
-    assert torch.equal(kernels.sum_views(torch.ones(2, 4, 5), empty, 3), torch.zeros(4, 10))
+    pooled = kernels.pool(torch.zeros(1, 6), 2, (none, none, None), torch.float32)
+    assert pooled.shape == (2, 0, 3)
+    columns = np.zeros((1, 6), np.int64)
+    summed, squares = kernels.sum_runs((none, none), columns, (0, 2, 6), with_squares=True)
+    assert summed.shape == (0, 6) and squares.shape == (0, 2)
+
+
+EVERY_ROW_LOOP = """
+import torch
+from raymtl.embedding import kernels
+n = torch.arange(4)
+for starts in (n, n[:2]):
+    kernels.pool(torch.zeros(4, 6), 2, (n, starts, None), torch.float32)
+values, sums = torch.zeros(4, 6), torch.zeros(4, 2)
+out = kernels.sum_runs((n, n), torch.zeros(1, 6, dtype=torch.int64).numpy(), (4, 2, 6), True)
+kernels.adagrad((values, sums), n, *out, torch.ones(1), (1.0, 1e-8))
+"""
+
+
+def test_a_second_process_finds_what_the_first_one_compiled(tmp_path: Path) -> None:
+    found = []
+    for _ in range(2):
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", EVERY_ROW_LOOP], env=environment, check=True)
+        found.append({f.name: f.stat().st_mtime_ns for f in tmp_path.rglob("*.nbc")})
+    assert len(found[0]) >= 4
+    assert found[1] == found[0]

@@ -17,7 +17,8 @@ class OneStore:
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         self.width = D
-        self.stores = (RowStore(torch.randn(ROWS, V * D, generator=generator), V),)
+        self.stores = (RowStore.of(ROWS, V, D, {}),)
+        self.stores[0].values.normal_(generator=generator)
 
     def gradients(self, index: list[int], grads_nVD: np.ndarray) -> RowGradients:
         grads = torch.from_numpy(grads_nVD).float().reshape(len(index), V * D).clone()

@@ -21,7 +21,7 @@ from raymtl.embedding.placement import (
     row_at,
     rows_in_range,
 )
-from raymtl.embedding.plan import NO_KEY, GroupPlan
+from raymtl.embedding.plan import GroupPlan
 from raymtl.embedding.sharded import ShardedTables
 from raymtl.embedding.tables import LocalTables, TableSpec, check_ids, table_specs
 from raymtl.errors import IdOutOfRange
@@ -99,7 +99,7 @@ def test_keys_are_a_bijection_sorted_by_owner(
 
 def test_padding_has_a_key_of_its_own() -> None:
     plan = GroupPlan([TableSpec("t", 5, 1, 4)], 3, 0, 2)
-    assert plan.keys(torch.tensor([[PAD]]), torch.tensor([0])).item() == NO_KEY
+    assert plan.keys(torch.tensor([[PAD]]), torch.tensor([0])).item() == plan.pad_key == 5
 
 
 def test_initial_values_are_normal_of_the_wanted_width() -> None:
@@ -197,7 +197,7 @@ def test_a_lookup_fetches_each_row_once_and_zeros_for_padding() -> None:
         assert group.num_rows == 2
         row = initial_rows("item", np.array([1, 3]), (1, 2), seed=0, std=1.0)
         expected = np.stack([row[1], [0, 0], row[1], row[0]])
-        got = group.leaf[rows.place_BC[:, 0]].detach().numpy()
+        got = group.values[group.place_BC[:, 0]].numpy()
         np.testing.assert_array_equal(got, expected)
 
 

@@ -7,14 +7,13 @@ models' products read them.
 """
 
 from collections.abc import Sequence as Several
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from raymtl.batch import PAD, Batch, IdColumns, Inputs, Layout, Sequence
-from raymtl.embedding.rows import Rows, Runs, compiled, sum_bags
+from raymtl.embedding.pooling import pool
+from raymtl.embedding.rows import Bags, GroupRows, Rows
 
 
 def assemble(rows: Rows, batch: Batch, layout: Layout, num_views: int, width: int) -> Inputs:
@@ -33,7 +32,7 @@ def assemble(rows: Rows, batch: Batch, layout: Layout, num_views: int, width: in
     sequences = {c.feature: _whole(rows, batch, c, num_views, width) for c in layout.sequences}
     by_group = _fields_by_group(rows, layout.fields)
     pooled = [
-        _pool(rows, number, batch, fields, layout).unflatten(1, (len(batch), len(fields)))
+        _pooled(rows.groups[number], batch, fields).unflatten(1, (len(batch), len(fields)))
         for number, fields in by_group.items()
     ]
     shown = [p.expand(num_views, -1, -1, -1) for p in pooled]
@@ -66,35 +65,30 @@ def _interleave(
 
 
 def _whole(rows: Rows, batch: Batch, field: IdColumns, num_views: int, width: int) -> Sequence:
+    """Each id a bag of its own."""
     group = rows.groups[rows.group_of_table[field.table]]
-    place_BS = rows.place_BC[:, field.start : field.stop]
-    starts = torch.arange(place_BS.numel(), device=place_BS.device)
-    pooled = _Pool.apply(group.leaf, group.views, _Bags(place_BS.flatten(), starts), None)
+    pooled = pool(group, Bags(_columns(group, [field]), (1,) * field.width))
     values_BSVD = pooled.unflatten(1, (len(batch), field.width)).permute(1, 2, 0, 3)
     mask_BS = batch.ids_BC[:, field.start : field.stop] != PAD
     return Sequence(values_BSVD.expand(-1, -1, num_views, -1), mask_BS)
 
 
-def _pool(rows: Rows, number: int, batch: Batch, fields: list[IdColumns], layout: Layout) -> Tensor:
+def _pooled(group: GroupRows, batch: Batch, fields: list[IdColumns]) -> Tensor:
     """(views, B * F_g, D) sums of the fields' weighted rows, fields of one row side by side."""
-    group = rows.groups[number]
-    columns = [i for c in fields for i in range(c.start, c.stop)]
-    device = rows.place_BC.device
-    every = len(columns) == layout.num_id_columns
-    place_BK = rows.place_BC if every else rows.place_BC[:, columns]
-    ends_F = torch.tensor([c.width for c in fields], device=device).cumsum(0)
-    first_B = torch.arange(len(batch), device=device) * len(columns)
-    starts_BF = first_B.unsqueeze(1) + ends_F.roll(1).index_fill(0, ends_F.new_zeros(1), 0)
-    weights = _weights(batch, fields)
-    known = group.runs if place_BK.numel() == len(group.runs.order_n) else None
+    device = group.values.device
     low = torch.is_autocast_enabled(device.type)
-    dtype = torch.get_autocast_dtype(device.type) if low else None
-    bags = _Bags(place_BK.flatten(), starts_BF.flatten(), weights, known)
-    return _Pool.apply(group.leaf, group.views, bags, dtype)
+    bags = Bags(_columns(group, fields), tuple(c.width for c in fields), _weights_BK(batch, fields))
+    return pool(group, bags, torch.get_autocast_dtype(device.type) if low else None)
 
 
-def _weights(batch: Batch, fields: list[IdColumns]) -> Tensor | None:
-    """(B * K) weights of all ids of some fields, divided where the pooling is a mean."""
+def _columns(group: GroupRows, fields: list[IdColumns]) -> tuple[int, ...]:
+    """Of the group's columns those of some fields."""
+    number = {column: i for i, column in enumerate(group.columns)}
+    return tuple(number[i] for c in fields for i in range(c.start, c.stop))
+
+
+def _weights_BK(batch: Batch, fields: list[IdColumns]) -> Tensor | None:
+    """Weights of all ids of some fields, divided where the pooling is a mean."""
     if all(c.pooling != "mean" and c.weight_start is None for c in fields):
         return None
     parts = []
@@ -106,76 +100,4 @@ def _weights(batch: Batch, fields: list[IdColumns]) -> Tensor | None:
             total_B1 = given_BK.abs().sum(1, keepdim=True)
             given_BK /= total_B1.masked_fill_(total_B1 == 0, 1)
         parts.append(given_BK)
-    return torch.cat(parts, dim=1).flatten()
-
-
-@dataclass(frozen=True)
-class _Bags:
-    """Bag i sums the rows place[starts[i] : starts[i + 1]] of a leaf."""
-
-    place_n: Tensor
-    starts_m: Tensor
-    weights_n: Tensor | None = None
-    known: Runs | None = None
-    """The runs of `place_n` if at hand."""
-
-    @property
-    def of_one(self) -> bool:
-        """Whether every bag is one row, unweighted."""
-        return self.weights_n is None and len(self.starts_m) == len(self.place_n)
-
-
-class _Pool(torch.autograd.Function):
-    """`sum_bags` of each view of a leaf, (views, m, D).
-
-    Backward sums in a fixed order, several times quicker than torch's own.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, leaf: Tensor, views: int, bags: _Bags, dtype: torch.dtype | None
-    ) -> Tensor:
-        """`dtype` of the sums; null means the leaf's."""
-        ctx.bags, ctx.num_rows = bags, len(leaf) - 1
-        dtype = dtype or leaf.dtype
-        if (kernels := compiled(leaf)) and _looped(leaf.dtype, dtype):
-            arrays = bags.place_n, bags.starts_m, bags.weights_n
-            return kernels.pool(leaf.detach(), views, arrays, dtype)
-        rows_UVD = leaf.view(len(leaf), views, -1)
-        if bags.of_one:
-            rows_UVD = rows_UVD.to(dtype)  # rounded here, once a row
-        rows_VUD = rows_UVD.transpose(0, 1).contiguous()
-        summed = [sum_bags(r, bags.place_n, bags.starts_m, bags.weights_n) for r in rows_VUD]
-        return torch.stack(summed).to(dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        bags, grad_VmD = ctx.bags, grad_outputs[0].contiguous()
-        if (kernels := compiled(grad_VmD)) and _looped(torch.float32, grad_VmD.dtype):
-            arrays = bags.place_n, bags.starts_m, bags.weights_n
-            return kernels.sum_views(grad_VmD, arrays, ctx.num_rows), None, None, None
-        order_n, starts_U1 = _order(bags.place_n, bags.known, ctx.num_rows)
-        bag_n = order_n
-        if len(bags.starts_m) != len(bags.place_n):
-            bag_n = torch.searchsorted(bags.starts_m, order_n, right=True) - 1
-        weights = None if bags.weights_n is None else bags.weights_n[order_n]
-        summed = [sum_bags(grad_mD, bag_n, starts_U1, weights) for grad_mD in grad_VmD.float()]
-        return torch.stack(summed, dim=1).flatten(1), None, None, None
-
-
-def _looped(rows: torch.dtype, pooled: torch.dtype) -> bool:
-    """Whether the compiled loops read and write these types."""
-    return rows == torch.float32 and pooled in (torch.float32, torch.bfloat16)
-
-
-def _order(place_n: Tensor, known: Runs | None, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Ids ordered by their row, without PAD's, and where each row's begin; PAD's bag is empty."""
-    if known is not None:
-        starts, order_n = known.starts_U[:num_rows], known.order_n
-        if len(known.starts_U) > num_rows:
-            order_n = order_n[: int(known.starts_U[num_rows])]
-        return order_n, torch.cat([starts, starts.new_tensor([len(order_n)])])
-    sorted_n, order_n = torch.sort(place_n, stable=True)
-    rows_U1 = torch.arange(num_rows + 1, device=place_n.device)
-    starts_U1 = torch.searchsorted(sorted_n, rows_U1)
-    return order_n[: int(starts_U1[-1])], starts_U1
+    return torch.cat(parts, dim=1)

@@ -3,20 +3,19 @@
 The plain torch operations in rows.py and optimizers.py are what this is tested against; they run
 where numba is absent and on other devices. Every output row is written by one thread and its sums
 run in one order, so results do not depend on the number of threads. numba keeps what it compiled
-beside loops.py, or in the user's cache folder where that cannot be written.
+beside their source, or in the user's cache folder where that cannot be written.
 """
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raymtl.embedding import loops
+from raymtl.embedding import key_loops, row_loops
 
 _LEAST_ROWS = 2**16
 """Rows a thread is worth: torch's own threads keep their cores busy for a while after each call."""
@@ -25,87 +24,103 @@ Bags = tuple[Tensor, Tensor, Tensor | None]
 """Places, where each bag's begin, and their float32 weights; the last bag goes to the end."""
 
 
-def find_runs(keys_n: Tensor, none: int) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """Distinct keys ascending, `none` behind them; stable order, starts and inverse.
+def extremes(ids_BC: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the greatest id of each column, of one row or more."""
+    lowest, highest = ids_BC[0].clone(), ids_BC[0].clone()
+    key_loops.extremes(ids_BC.numpy(), lowest.numpy(), highest.numpy())
+    return lowest, highest
+
+
+def find_runs(keys_n: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Distinct keys ascending, then int32: the keys' stable order and where each run begins.
 
     Args:
-        keys_n: int64.
-        none: a key that sorts behind all others.
+        keys_n: int64, fewer than 2^31.
 
     Returns:
         Null where the keys span 2^31 or more.
     """
     n = len(keys_n)
-    out = tuple(torch.empty(n, dtype=torch.int64) for _ in range(4))
-    scratch = np.empty((2, n), np.int64)
-    arrays = tuple(t.numpy() for t in out)
-    found = loops.sort_runs(keys_n.numpy(), none, scratch[0], scratch[1], arrays)
-    if found < 0:
-        return None
-    unique, order, starts, inverse = out
-    return unique[:found], order, starts[:found], inverse
+    unique = torch.empty(n, dtype=torch.int64)
+    order, starts = torch.empty(n, dtype=torch.int32), torch.empty(n + 1, dtype=torch.int32)
+    scratch = np.empty((2, n), np.uint64)
+    arrays = tuple(t.numpy() for t in (unique, order, starts))
+    found = key_loops.sort_runs(keys_n.numpy(), scratch[0], scratch[1], arrays)
+    return None if found < 0 else (unique[:found], order, starts[:found])
 
 
-def pool(rows: Tensor, views: int, bags: Bags, dtype: torch.dtype) -> Tensor:
+def pool(values: Tensor, views: int, bags: Bags, dtype: torch.dtype) -> Tensor:
     """Sums rows bag by bag, views one behind the other: (views, m, D) of float32 or bfloat16.
 
     Args:
-        rows: float32 (n, views * D).
+        values: float32 (n, views * D), contiguous.
     """
-    rows = rows.contiguous()
-    starts, width = bags[1], rows.shape[1] // views
+    place, starts, weights = bags
+    width, low = values.shape[1] // views, dtype == torch.bfloat16
     out = torch.empty(views, len(starts), width, dtype=dtype)
-    arrays, low, sum_bags = _arrays(bags), dtype == torch.bfloat16, loops.pool(views, width)
+    if weights is None and len(place) == len(starts):
+        gather, places, rows = row_loops.gather(views, width), place.numpy(), values.data_ptr()
+        _in_parts(len(out[0]), lambda a, b: gather((rows, out.data_ptr()), places, low, a, b))
+        return out
+    held = torch.empty(0) if weights is None else weights
+    arrays, sum_bags = tuple(t.numpy() for t in (place, starts, held)), row_loops.pool(views, width)
 
     def sum_(first: int, last: int) -> None:
-        total = torch.empty(rows.shape[1])
-        bases = rows.data_ptr(), out.data_ptr(), total.data_ptr()
+        total = torch.empty(values.shape[1])
+        bases = values.data_ptr(), out.data_ptr(), total.data_ptr()
         sum_bags(bases, arrays, low, first, last)
 
     _in_parts(len(starts), sum_)
     return out
 
 
-def sum_views(grad_VmD: Tensor, bags: Bags, num_rows: int) -> Tensor:
-    """The backward of `pool`: float32 (num_rows + 1, views * D), the last row zeros.
+def sum_runs(
+    runs: tuple[Tensor, Tensor],
+    columns: np.ndarray,
+    shape: tuple[int, int, int],
+    with_squares: bool,
+) -> tuple[Tensor, Tensor]:
+    """Sums the gradients of each row's ids, in the order of the ids.
 
     Args:
-        grad_VmD: float32 or bfloat16.
-        num_rows: rows below it get their bags' gradients; PAD has this place.
+        runs: ids by row, as place b * C + c in (B, C), below 2^31; where each row's begin.
+        columns: int64 (C, 6) of each column: address of its first gradient, 0 for none; bytes from
+            one b to the next, and from a view to the next; 1 for bfloat16, 0 for float32; address
+            of its first weight, 0 for none, and bytes to the next. The caller keeps that memory.
+        shape: U, how many rows, views, and floats of a row.
+
+    Returns:
+        float32 (U, views * D), and float64 (U, views), empty without squares: of each view's sum.
     """
-    grad_VmD, (views, _, width) = grad_VmD.contiguous(), grad_VmD.shape
-    out = torch.empty(num_rows + 1, views * width)
-    arrays, bases = _arrays(bags), (grad_VmD.data_ptr(), out.data_ptr())
-    low, add_bags = grad_VmD.dtype == torch.bfloat16, loops.sum_views(views, width)
-
-    def add(first: int, last: int) -> None:
-        out[first:last].zero_()
-        add_bags(bases, arrays, low, first, min(last, num_rows))
-
-    _in_parts(len(out), add)
-    return out
-
-
-def _arrays(bags: Bags) -> tuple[Any, Any, Any]:
-    place, starts, weights = bags
-    held = torch.empty(0) if weights is None else weights
-    return place.numpy(), starts.numpy(), held.numpy()
+    num_rows, views, row_width = shape
+    out = torch.empty(num_rows, row_width)
+    squares = torch.empty(num_rows if with_squares else 0, views, dtype=torch.float64)
+    arrays, target = tuple(t.numpy() for t in runs), squares.numpy()
+    sum_ = row_loops.sum_runs(views, row_width // views)
+    base = out.data_ptr()
+    _in_parts(num_rows, lambda a, b: sum_(base, arrays, columns, target, a, b))
+    return out, squares
 
 
 def keys(ids_BC: Tensor, sizes: tuple[Tensor, ...], owners: tuple[int, Tensor, int]) -> Tensor:
-    """Keys of ids as `GroupPlan.keys` has them, `none` for negative ids.
+    """Keys of ids as `GroupPlan.keys` has them, `pad` for negative ids.
 
     Args:
-        sizes: each column's table; per table, rows // P and rows % P; shifts by owner and table.
-        owners: P; each bucket's owner; `none`.
+        sizes: per column, its table's rows // P and rows % P, and the shift of each owner.
+        owners: P; each bucket's owner; `pad`.
     """
-    num_buckets, owner_P, none = owners
+    num_buckets, owner_P, pad = owners
     bits = num_buckets.bit_length() - 1 if num_buckets & (num_buckets - 1) == 0 else -1
     out = torch.empty(ids_BC.shape, dtype=torch.int64)
     ids, target = ids_BC.numpy(), out.numpy()
     arrays = tuple(t.numpy() for t in sizes)
-    rest = (bits, num_buckets, owner_P.numpy(), none)
-    _in_parts(len(out), lambda a, b: loops.keys(ids, arrays, rest, target, a, b))
+    if bits >= 0 and len(sizes[2]) == 1:
+        _in_parts(
+            len(out), lambda a, b: key_loops.keys_of_one(ids, arrays, (bits, pad), target, a, b)
+        )
+    else:
+        rest = (bits, num_buckets, owner_P.numpy(), pad)
+        _in_parts(len(out), lambda a, b: key_loops.keys(ids, arrays, rest, target, a, b))
     return out
 
 
@@ -113,8 +128,8 @@ def squares(grads: Tensor, num_views: int) -> Tensor:
     """float64 (n, views): sums of squares of each view of each row."""
     grads = grads.contiguous()
     out = torch.empty(len(grads), num_views, dtype=torch.float64)
-    source, base, target = grads.numpy(), grads.data_ptr(), out.numpy()
-    _in_parts(len(out), lambda a, b: loops.squares(source, base, num_views, target, a, b))
+    base, width, target = grads.data_ptr(), grads.shape[1] // num_views, out.numpy()
+    _in_parts(len(out), lambda a, b: row_loops.squares(base, width, target, a, b))
     return out
 
 
@@ -137,7 +152,7 @@ def adagrad(
     bases = tuple(t.data_ptr() for t in (*rows, grads))
     index, sums = index_n.numpy(), rows[1].numpy()
     scales = squares_nV.numpy(), rates_n.numpy()
-    update = loops.adagrad(sums.shape[1], grads.shape[1] // sums.shape[1])
+    update = row_loops.adagrad(sums.shape[1], grads.shape[1] // sums.shape[1])
 
     def move(first: int, last: int) -> None:
         update(bases, index, sums, *scales, (*numbers, first, last))

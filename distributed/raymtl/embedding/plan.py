@@ -15,7 +15,7 @@ from raymtl.embedding.placement import (
     position,
     rows_in_range,
 )
-from raymtl.embedding.rows import NO_KEY, compiled
+from raymtl.embedding.rows import compiled
 from raymtl.embedding.tables import TableSpec
 
 
@@ -34,6 +34,7 @@ class GroupPlan:
     A rank's tensor holds the rows of its buckets, sharded table by table, then all rows of the
     replicated tables. Keys number rank 0's sharded rows as they lie there, then rank 1's, and so
     on, then the replicated rows once: sorted keys are sorted by owner, and consecutive in memory.
+    On one rank alone the key of a row is where it lies.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class GroupPlan:
         """Sharded rows of each rank; its replicated ones stand behind them."""
         self.first_key = [0, *accumulate(self.num_sharded)]
         """First key of each rank, and of the replicated rows."""
+        self.pad_key = self.first_key[-1] + sum(s.rows for s in self.replicated)
+        """Key of PAD, behind all others; on one rank alone also the place of PAD's row of zeros."""
         shifts = [self._shifts(rank) for rank in range(world_size)]
         self._shift_WT = torch.tensor(shifts, dtype=torch.int64, device=device)
         counts = [s.rows for s in self.sharded + self.replicated]
@@ -82,7 +85,7 @@ class GroupPlan:
         return places
 
     def keys(self, ids_BC: Tensor, table_C: Tensor) -> Tensor:
-        """The keys of ids, NO_KEY for PAD.
+        """The keys of ids, `pad_key` for PAD.
 
         Args:
             ids_BC: integer rows within the columns' tables, in range.
@@ -90,14 +93,14 @@ class GroupPlan:
         """
         kernels = compiled(ids_BC)
         if kernels:
-            sizes = (table_C, self._counts_2T, self._shift_WT)
-            return kernels.keys(ids_BC, sizes, (self.num_buckets, self._owner_P, NO_KEY))
+            sizes = (*self._counts_2T[:, table_C], self._shift_WT[:, table_C])
+            return kernels.keys(ids_BC, sizes, (self.num_buckets, self._owner_P, self.pad_key))
         shift = self._shift_WT[0, table_C]
         if len(self._ranges) > 1:
             owner_BC = self._owner_P[bucket_and_k(ids_BC, self.num_buckets)[0]]
             shift = self._shift_WT.flatten()[owner_BC * len(self._rows_T) + table_C]
         keys_BC = position(self._rows_T[table_C], self.num_buckets, ids_BC) + shift
-        return keys_BC.masked_fill_(ids_BC == PAD, NO_KEY)
+        return keys_BC.masked_fill_(ids_BC == PAD, self.pad_key)
 
     def cuts(self, keys_U: Tensor) -> list[int]:
         """Splits ascending keys (W + 1 cuts): rank r owns [cut r, cut r + 1), then replicated."""

@@ -13,21 +13,37 @@ from torch import Tensor
 
 from raymtl.batch import Layout
 
-NO_KEY = torch.iinfo(torch.int64).max
-"""Key of PAD; sorts behind all others."""
-
 
 @dataclass
 class RowStore:
     """Rows of equal width and the optimizer's rows beside them."""
 
-    values: Tensor
-    """float32 (n, views * D)."""
+    padded: Tensor
+    """float32 (n + 1, views * D); the last row is zeros and stands for PAD."""
     views: int
     first_rows: dict[str, int] = field(default_factory=dict)
     """Table -> the first of its rows here; tables lie one behind the other."""
     states: dict[str, Tensor] = field(default_factory=dict)
     """State name -> (n, k), k a multiple of `views`, view after view."""
+
+    @classmethod
+    def of(
+        cls,
+        num_rows: int,
+        views: int,
+        width: int,
+        first_rows: dict[str, int],
+        device: torch.device | None = None,
+    ) -> "RowStore":
+        """Rows that hold anything yet."""
+        padded = torch.empty(num_rows + 1, views * width, device=device)
+        padded[-1] = 0
+        return cls(padded, views, first_rows)
+
+    @property
+    def values(self) -> Tensor:
+        """float32 (n, views * D)."""
+        return self.padded[:-1]
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -47,39 +63,70 @@ class Runs:
     """Equal keys brought together: run i is keys[order[starts[i] : starts[i + 1]]]."""
 
     unique_U: Tensor
-    """The different keys, ascending."""
+    """int64, the different keys, ascending."""
     order_n: Tensor
     """Stable: equal keys keep their order."""
     starts_U: Tensor
-    inverse_n: Tensor
-    """Run of each key."""
+
+    def below(self, key: int) -> "Runs":
+        """Those of smaller keys."""
+        cut = int(torch.searchsorted(self.unique_U, key))
+        if cut == len(self.unique_U):
+            return self
+        order_n = self.order_n[: int(self.starts_U[cut])]
+        return Runs(self.unique_U[:cut], order_n, self.starts_U[:cut])
+
+    def numbers(self, num_keys: int) -> Tensor:
+        """int64 (num_keys,): the run of each key, U where it is in none."""
+        lengths_U = torch.diff(self.starts_U, append=self.starts_U.new_tensor([len(self.order_n)]))
+        out = self.unique_U.new_full((num_keys,), len(lengths_U))
+        run_n = torch.arange(len(lengths_U), device=out.device).repeat_interleave(lengths_U)
+        return out.scatter_(0, self.order_n.long(), run_n)
+
+
+@dataclass
+class Bags:
+    """Columns of a group that are pooled: bag f of each row of a batch is `sizes[f]` of them."""
+
+    columns: tuple[int, ...]
+    """Of the group's, side by side bag by bag; K."""
+    sizes: tuple[int, ...]
+    """Of each of a row's bags; F."""
+    weights_BK: Tensor | None = None
+    """float32; null means 1."""
 
 
 @dataclass
 class GroupRows:
-    """Distinct rows of one width that a batch looks up."""
+    """Distinct rows of one width that a batch looks up, and what becomes of their gradients."""
 
-    leaf: Tensor
-    """float32 (U + 1, views * D), an autograd leaf; the last row is zeros and stands for PAD."""
+    values: Tensor
+    """float32 (n, views * D): holds them, and a last row of zeros for PAD."""
     views: int
+    place_BC: Tensor
+    """int64: where in `values` each id's row lies; of the columns below."""
+    columns: Sequence[int]
+    """The layout's id columns that look them up; C."""
     runs: Runs
-    """Of the group's columns, flattened (B, C_g); PAD, where there is any, is the last run."""
+    """Of the ids of these columns, flattened (B, C), without PAD's."""
     route: Any = None
     """How the rows came; read by the `collect` of the store that made it."""
+    anchor: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
+    """What autograd takes for the rows."""
+    pooled: list[tuple[Tensor, Bags]] = field(default_factory=list)
+    """Gradients (views, B * F, D) of pooled rows that backward brought, not yet summed by row."""
 
     @property
     def num_rows(self) -> int:
         """U, distinct rows."""
-        return len(self.leaf) - 1
+        return len(self.runs.unique_U)
 
 
 @dataclass
 class Rows:
-    """What a lookup gives: the distinct rows, once each, and where every id finds its own."""
+    """What a lookup gives."""
 
     groups: tuple[GroupRows, ...]
-    place_BC: Tensor
-    """int64 row of the leaf of the column's group."""
     group_of_table: dict[str, int]
 
 
@@ -98,6 +145,7 @@ class RowPart:
     counted: bool
     """Whether this rank counts it in a norm over ranks: false for copies of replicated rows."""
     _squares: Tensor | None = None
+    """As `squares_nV`, where they are known."""
     _touched: Tensor | None = None
 
     @property
@@ -165,7 +213,7 @@ def combined(of_tasks: Sequence[RowGradients], weights: Sequence[float]) -> RowG
         first.grads = first.grads * weights[0]
         for other, weight in zip(others, weights[1:], strict=True):
             first.add(other.grads, weight)
-        first._touched = None
+        first._squares = first._touched = None
     return of_tasks[0]
 
 
@@ -207,7 +255,7 @@ def compiled(tensor: Tensor) -> Any:
 def find_runs(keys_n: Tensor) -> Runs:
     """Sorts keys and finds the runs of equal ones."""
     kernels = compiled(keys_n)
-    found = kernels.find_runs(keys_n, NO_KEY) if kernels else None
+    found = kernels.find_runs(keys_n) if kernels else None
     return Runs(*found) if found else sorted_runs(keys_n)
 
 
@@ -217,8 +265,7 @@ def sorted_runs(keys_n: Tensor) -> Runs:
     first_n = torch.ones_like(sorted_n, dtype=torch.bool)
     torch.ne(sorted_n[1:], sorted_n[:-1], out=first_n[1:])
     starts_U = first_n.nonzero().squeeze(1)
-    inverse_n = torch.empty_like(order_n).scatter_(0, order_n, first_n.cumsum(0) - 1)
-    return Runs(sorted_n[starts_U], order_n, starts_U, inverse_n)
+    return Runs(sorted_n[starts_U], order_n, starts_U)
 
 
 def squares(grads: Tensor, num_views: int) -> Tensor:
@@ -235,11 +282,6 @@ def gather_rows(values: Tensor, index_n: Tensor) -> Tensor:
     if not values.is_floating_point():
         return values.index_select(0, index_n)
     return sum_bags(values, index_n, torch.arange(len(index_n), device=index_n.device))
-
-
-def gather_padded(values: Tensor, index_n: Tensor) -> Tensor:
-    """values[index] and a last row of zeros."""
-    return sum_bags(values, index_n, torch.arange(len(index_n) + 1, device=index_n.device))
 
 
 def sum_bags(

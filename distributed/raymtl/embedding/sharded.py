@@ -20,8 +20,8 @@ from raymtl.config import EmbeddingSection
 from raymtl.embedding.initial import fill_initial
 from raymtl.embedding.placement import bucket_range, bucket_start
 from raymtl.embedding.plan import GroupPlan
+from raymtl.embedding.pooling import row_gradients, row_gradients_and_squares, sum_runs
 from raymtl.embedding.rows import (
-    NO_KEY,
     GroupRows,
     RowGradients,
     RowPart,
@@ -29,9 +29,7 @@ from raymtl.embedding.rows import (
     RowStore,
     Runs,
     find_runs,
-    gather_padded,
     gather_rows,
-    sum_bags,
 )
 from raymtl.embedding.tables import (
     Columns,
@@ -39,14 +37,13 @@ from raymtl.embedding.tables import (
     TableSpec,
     check_ids,
     columns_of,
-    leaf_gradient,
     load_rows,
 )
 
 
 @dataclass
 class _Route:
-    """How a group's distinct rows travelled."""
+    """How a group's distinct rows travel between ranks."""
 
     owned: list[int]
     """Per rank, how many of my sharded rows it owns; they come first, in rank order."""
@@ -54,10 +51,10 @@ class _Route:
     """Per rank, indices I sent: of its sharded rows, then of all my replicated ones."""
     received: list[int]
     """Per rank, indices I got: rows of mine that it asks for, or that will get its gradients."""
-    runs: Runs | None
-    """Of the indices I got, in rank order; null on one rank alone, where all are different."""
+    runs: Runs
+    """Of the indices I got, in rank order."""
     wanted_n: Tensor
-    """Those of my sharded rows, which are asked for; all of them on one rank alone."""
+    """Those of my sharded rows, which are asked for."""
     wanted: list[int]
     """How many of them, per rank."""
     copies_n: Tensor
@@ -66,13 +63,15 @@ class _Route:
 
 @dataclass
 class Asked:
-    """A batch's distinct rows and who sends them; none has been read."""
+    """A batch's distinct rows and who sends them; none has been read. Each list is by group."""
 
+    columns: list[list[int]]
+    """The layout's."""
+    places: list[Tensor]
+    """As in `GroupRows`."""
     runs: list[Runs]
-    """Of each group."""
-    routes: list[_Route]
-    place_BC: Tensor
-    """As in `Rows`."""
+    routes: list[_Route | None]
+    """Null on one rank alone, where nothing travels."""
 
 
 class ShardedTables:
@@ -98,10 +97,12 @@ class ShardedTables:
             for g in groups
         )
         self.stores = tuple(
-            RowStore(
-                torch.empty(p.num_rows(self.rank), g[0].width_floats, device=device),
+            RowStore.of(
+                p.num_rows(self.rank),
                 g[0].views,
+                g[0].width,
                 {name: place.start for name, place in p.places(self.rank).items()},
+                device,
             )
             for p, g in zip(self._plans, groups, strict=True)
         )
@@ -129,52 +130,56 @@ class ShardedTables:
         Args:
             group: the process group to ask over; null for the first one.
         """
-        asked = Asked([], [], torch.empty_like(ids_BC, dtype=torch.int64))
+        asked = Asked([], [], [], [])
         for plan, (columns, table_C) in zip(self._plans, self._columns_of(layout), strict=True):
             ids = ids_BC if len(columns) == layout.num_id_columns else ids_BC[:, columns]
-            runs = find_runs(plan.keys(ids, table_C).flatten())
+            keys_BC = plan.keys(ids, table_C)
+            runs = find_runs(keys_BC.flatten()).below(plan.pad_key)
+            alone = self.world_size == 1
+            asked.columns.append(columns)
+            asked.places.append(keys_BC if alone else runs.numbers(ids.numel()).view(ids.shape))
             asked.runs.append(runs)
-            asked.routes.append(self._ask(plan, runs.unique_U, group))
-            place_BC = runs.inverse_n.view(ids.shape)
-            if ids is ids_BC:
-                asked.place_BC = place_BC
-            else:
-                asked.place_BC[:, columns] = place_BC
+            asked.routes.append(None if alone else self._ask(plan, runs.unique_U, group))
         return asked
 
     def fetch(self, asked: Asked) -> Rows:
         """Collective. The other half: the rows as they are now, after all steps before."""
         groups = []
-        for number, (runs, route) in enumerate(zip(asked.runs, asked.routes, strict=True)):
-            leaf = self._fetch(self._plans[number], self.stores[number], route)
-            groups.append(GroupRows(leaf.requires_grad_(), self.stores[number].views, runs, route))
+        for store, place_BC, columns, runs, route in zip(
+            self.stores, asked.places, asked.columns, asked.runs, asked.routes, strict=True
+        ):
+            values = self._fetch(store, route)
+            groups.append(GroupRows(values, store.views, place_BC, columns, runs, route))
         of_table = {name: g for g, plan in enumerate(self._plans) for name in plan.number}
-        return Rows(tuple(groups), asked.place_BC, of_table)
+        return Rows(tuple(groups), of_table)
 
     def collect(self, rows: Rows) -> RowGradients:
         """Collective. After backward: brings row gradients to their owners, summed in rank order.
 
         Returns:
             Two parts a group, of the sharded and of the replicated rows. A row that was looked up
-            appears even where its gradient is zero. May alias the leaves' gradients.
+            appears even where its gradient is zero.
         """
         parts = []
         for plan, store, group in zip(self._plans, self.stores, rows.groups, strict=True):
-            index, grads = self._bring(group)
+            index, grads, squares = self._bring(group)
             middle, stop = plan.num_sharded[self.rank], plan.num_rows(self.rank)
             cut = int(torch.searchsorted(index, middle))
             parts += [
-                RowPart(store, 0, middle, index[:cut], grads[:cut], counted=True),
-                RowPart(store, middle, stop, index[cut:], grads[cut:], counted=self.rank == 0),
+                RowPart(store, 0, middle, index[:cut], grads[:cut], True, squares[:cut]),
+                RowPart(
+                    store, middle, stop, index[cut:], grads[cut:], self.rank == 0, squares[cut:]
+                ),
             ]
         return parts
 
     def distinct(self, rows: Rows) -> list[tuple[int, int, int]]:
         """Of each width of rows: floats of a row, this batch's split and its replicated rows."""
-        return [
-            (store.values.shape[1], sum(group.route.owned), group.num_rows - sum(group.route.owned))
-            for store, group in zip(self.stores, rows.groups, strict=True)
-        ]
+        found = []
+        for plan, store, group in zip(self._plans, self.stores, rows.groups, strict=True):
+            cut = plan.cuts(group.runs.unique_U)[-1]
+            found.append((store.values.shape[1], cut, group.num_rows - cut))
+        return found
 
     def state(self) -> dict[str, Tensor]:
         """This rank's rows, `<table>/values` and `<table>/<state>`, in (bucket, k) order.
@@ -229,9 +234,8 @@ class ShardedTables:
             ]
         return self._columns[layout]
 
-    def _ask(self, plan: GroupPlan, unique_U: Tensor, group: Group | None) -> _Route:
+    def _ask(self, plan: GroupPlan, keys_U: Tensor, group: Group | None) -> _Route:
         """Collective. Sends each rank the indices of its rows, and of the replicated ones."""
-        keys_U = unique_U[: int(torch.searchsorted(unique_U, NO_KEY))]
         cuts = plan.cuts(keys_U)
         replicated = keys_U[cuts[-1] :]
         pieces = []
@@ -243,29 +247,32 @@ class ShardedTables:
         received = collectives.exchange_sizes(sent, self._device, group)
         asked_n = collectives.exchange(torch.cat(pieces), sent, received, group)
         copies_n = pieces[2 * self.rank + 1]
-        if self.world_size == 1:
-            return _Route(owned, sent, received, None, asked_n, received, copies_n)
         sharded_n = asked_n < plan.num_sharded[self.rank]
         wanted = [int(part.sum()) for part in sharded_n.split(received)]
         runs = find_runs(asked_n)
         return _Route(owned, sent, received, runs, asked_n[sharded_n], wanted, copies_n)
 
-    def _fetch(self, plan: GroupPlan, store: RowStore, route: _Route) -> Tensor:
-        """Collective. Answers what was asked of this rank; returns its own rows, and PAD's."""
-        if self.world_size == 1:
-            return gather_padded(store.values, route.wanted_n)
+    def _fetch(self, store: RowStore, route: _Route | None) -> Tensor:
+        """Collective. Answers what was asked of this rank; its own rows, and PAD's."""
+        if route is None:
+            return store.padded
         reply = gather_rows(store.values, route.wanted_n)
         rows = collectives.exchange(reply.to(self._wire), route.wanted, route.owned).float()
-        return torch.cat([rows, gather_padded(store.values, route.copies_n)])
+        pad = route.copies_n.new_tensor([len(store.values)])
+        return torch.cat([rows, gather_rows(store.padded, torch.cat([route.copies_n, pad]))])
 
-    def _bring(self, group: GroupRows) -> tuple[Tensor, Tensor]:
-        """Collective. The distinct local rows, ascending, and their gradients summed over ranks."""
-        route, grads = group.route, leaf_gradient(group)
-        if route.runs is None:
-            return route.wanted_n, grads
+    def _bring(self, group: GroupRows) -> tuple[Tensor, Tensor, Tensor]:
+        """Collective. The distinct local rows, ascending, and their gradients summed over ranks.
+
+        Squares of the sums are the third.
+        """
+        route = group.route
+        if route is None:
+            return group.runs.unique_U, *row_gradients_and_squares(group)
+        grads = row_gradients(group)
         *owned, copies = grads.split([*route.owned, len(grads) - sum(route.owned)])
         if len(copies):
             grads = torch.cat([piece for own in owned for piece in (own, copies)])
         grads = grads.contiguous().to(self._wire)
         grads = collectives.exchange(grads, route.sent, route.received).float()
-        return route.runs.unique_U, sum_bags(grads, route.runs.order_n, route.runs.starts_U)
+        return route.runs.unique_U, *sum_runs(grads, route.runs, group.views)

@@ -14,14 +14,15 @@ from raymtl.batch import PAD, InputShape, Layout
 from raymtl.config import EmbeddingSection
 from raymtl.embedding.initial import fill_initial
 from raymtl.embedding.placement import bucket_start, position, row_at
+from raymtl.embedding.pooling import row_gradients_and_squares
 from raymtl.embedding.rows import (
     GroupRows,
     RowGradients,
     RowPart,
     Rows,
     RowStore,
+    compiled,
     find_runs,
-    gather_padded,
 )
 from raymtl.errors import IdOutOfRange
 from raymtl.schema import LogSchema
@@ -68,7 +69,9 @@ def check_ids(ids_BC: Tensor, layout: Layout, specs: Sequence[TableSpec]) -> Non
     if ids_BC.numel() == 0:
         return
     rows = {spec.name: spec.rows for spec in specs}
-    lowest, highest = (t.tolist() for t in torch.aminmax(ids_BC, dim=0))
+    kernels = compiled(ids_BC)
+    extremes = kernels.extremes(ids_BC) if kernels else torch.aminmax(ids_BC, dim=0)
+    lowest, highest = (t.tolist() for t in extremes)
     for c in layout.id_columns:
         low, high = min(lowest[c.start : c.stop]), max(highest[c.start : c.stop])
         if low < PAD or high >= rows[c.table]:
@@ -97,8 +100,7 @@ class LocalTables:
         self.num_buckets = config.num_buckets
         self.bucket_range = (0, config.num_buckets)
         self.stores = tuple(
-            RowStore(torch.empty(s.rows, s.width_floats, device=device), s.views, {s.name: 0})
-            for s in specs
+            RowStore.of(s.rows, s.views, s.width, {s.name: 0}, device) for s in specs
         )
         for spec, store in zip(self.specs, self.stores, strict=True):
             fill_initial(store.values, spec, 0, 1, seed, config.init_std)
@@ -114,23 +116,21 @@ class LocalTables:
             IdOutOfRange: naming the feature.
         """
         check_ids(ids_BC, layout, self.specs)
-        place_BC = torch.empty_like(ids_BC, dtype=torch.int64)
         groups = []
         for spec, store in zip(self.specs, self.stores, strict=True):
             columns = columns_of(layout, {spec.name})
             ids = ids_BC[:, columns].to(torch.int64)
-            runs = find_runs(ids.masked_fill(ids == PAD, spec.rows).flatten())
-            unique = runs.unique_U[runs.unique_U < spec.rows]
-            leaf = gather_padded(store.values, unique)
-            place_BC[:, columns] = runs.inverse_n.view(ids.shape)
-            groups.append(GroupRows(leaf.requires_grad_(), store.views, runs, unique))
-        return Rows(tuple(groups), place_BC, {s.name: i for i, s in enumerate(self.specs)})
+            place_BC = ids.masked_fill(ids == PAD, spec.rows)
+            runs = find_runs(place_BC.flatten()).below(spec.rows)
+            groups.append(GroupRows(store.padded, store.views, place_BC, columns, runs))
+        return Rows(tuple(groups), {s.name: i for i, s in enumerate(self.specs)})
 
     def collect(self, rows: Rows) -> RowGradients:
         """The gradients of the rows looked up, zeros where backward brought none."""
+        summed = [row_gradients_and_squares(group) for group in rows.groups]
         return [
-            RowPart(store, 0, len(store.values), group.route, leaf_gradient(group), counted=True)
-            for store, group in zip(self.stores, rows.groups, strict=True)
+            RowPart(store, 0, len(store.values), group.runs.unique_U, grads, True, squares)
+            for store, group, (grads, squares) in zip(self.stores, rows.groups, summed, strict=True)
         ]
 
     def state(self) -> dict[str, Tensor]:
@@ -204,10 +204,3 @@ def load_rows(
 def columns_of(layout: Layout, tables: set[str]) -> list[int]:
     """The id columns that look up one of these tables."""
     return [i for c in layout.id_columns if c.table in tables for i in range(c.start, c.stop)]
-
-
-def leaf_gradient(group: GroupRows) -> Tensor:
-    """The gradient of a group's distinct rows (without PAD's); aliases the leaf's."""
-    if group.leaf.grad is None:
-        return torch.zeros_like(group.leaf[:-1])
-    return group.leaf.grad[:-1]

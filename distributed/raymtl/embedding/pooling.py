@@ -1,0 +1,129 @@
+"""Looked-up rows summed bag by bag, and the gradients of the sums summed row by row.
+
+Rows are read where they lie, on one rank alone in the tables themselves. Autograd takes one number
+for all of them: backward leaves each pooled gradient with its group, and `row_gradients` sums them
+into the rows at once, in the order of the batch.
+"""
+
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raymtl.embedding.rows import Bags, GroupRows, Runs, compiled, squares, sum_bags
+
+
+def pool(group: GroupRows, bags: Bags, dtype: torch.dtype | None = None) -> Tensor:
+    """Weighted sums of a group's rows: (views, B * F, D), the bags of a row of the batch together.
+
+    Args:
+        dtype: float32 or bfloat16 of the sums; null means float32.
+    """
+    return _Pool.apply(group.anchor, group, bags, dtype or group.values.dtype)
+
+
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: Tensor, group: GroupRows, bags: Bags, dtype: torch.dtype
+    ) -> Tensor:
+        del anchor
+        ctx.group, ctx.bags = group, bags
+        place_BK = _of(group.place_BC, bags)
+        starts_m = _starts(len(place_BK), bags.sizes, place_BK.device)
+        weights_n = None if bags.weights_BK is None else bags.weights_BK.flatten()
+        where = place_BK.flatten(), starts_m, weights_n
+        if kernels := compiled(group.values):
+            return kernels.pool(group.values, group.views, where, dtype)
+        summed = sum_bags(group.values, *where).view(len(starts_m), group.views, -1)
+        return summed.transpose(0, 1).to(dtype).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, None, None]:
+        ctx.group.pooled.append((grad_outputs[0].contiguous(), ctx.bags))
+        return None, None, None, None
+
+
+def row_gradients(group: GroupRows) -> Tensor:
+    """Sums, and forgets, what backward brought: float32 (U, views * D)."""
+    return _summed(group, with_squares=False)[0]
+
+
+def row_gradients_and_squares(group: GroupRows) -> tuple[Tensor, Tensor]:
+    """The same, and the sums of squares of each view: float64 (U, views)."""
+    return _summed(group, with_squares=True)
+
+
+def sum_runs(grads: Tensor, runs: Runs, views: int) -> tuple[Tensor, Tensor]:
+    """Sums gradients (n, views * D) run by run, and the sums of squares of each view of a sum."""
+    kernels = compiled(grads)
+    if not kernels:
+        summed = sum_bags(grads, runs.order_n, runs.starts_U)
+        return summed, squares(summed, views)
+    grads = grads.contiguous()
+    row_bytes = grads.shape[1] * grads.element_size()
+    source = [grads.data_ptr(), row_bytes, row_bytes // views, 0, 0, 0]
+    columns, shape = np.array([source], np.int64), (len(runs.starts_U), views, grads.shape[1])
+    return kernels.sum_runs((runs.order_n, runs.starts_U), columns, shape, with_squares=True)
+
+
+def _summed(group: GroupRows, with_squares: bool) -> tuple[Tensor, Tensor]:
+    pooled, group.pooled = group.pooled, []
+    if kernels := compiled(group.values):
+        shape = group.num_rows, group.views, group.values.shape[1]
+        runs = group.runs.order_n, group.runs.starts_U
+        return kernels.sum_runs(runs, _sources(group, pooled), shape, with_squares)
+    grads = group.values.new_zeros(group.num_rows, group.values.shape[1])
+    for grad_VmD, bags in pooled:
+        grads += _summed_plainly(group, grad_VmD, bags)
+    return grads, squares(grads, group.views) if with_squares else grads.new_empty(0)
+
+
+def _summed_plainly(group: GroupRows, grad_VmD: Tensor, bags: Bags) -> Tensor:
+    number_BC = group.runs.numbers(group.place_BC.numel()).view_as(group.place_BC)
+    number_BK = _of(number_BC, bags)
+    sorted_n, order_n = torch.sort(number_BK.flatten(), stable=True)
+    starts_U1 = torch.searchsorted(
+        sorted_n, torch.arange(group.num_rows + 1, device=sorted_n.device)
+    )
+    order_n = order_n[: int(starts_U1[-1])]
+    starts_m = _starts(len(number_BK), bags.sizes, sorted_n.device)
+    bag_n = torch.searchsorted(starts_m, order_n, right=True) - 1
+    weights_n = None if bags.weights_BK is None else bags.weights_BK.flatten()[order_n]
+    summed = [sum_bags(grad, bag_n, starts_U1[:-1], weights_n) for grad in grad_VmD.float()]
+    return torch.stack(summed, dim=1).flatten(1)
+
+
+def _of(place_BC: Tensor, bags: Bags) -> Tensor:
+    """Of the columns that are pooled."""
+    every = len(bags.columns) == place_BC.shape[1]
+    return place_BC if every else place_BC[:, bags.columns]
+
+
+def _sources(group: GroupRows, pooled: list[tuple[Tensor, Bags]]) -> np.ndarray:
+    """int64 (C, 6), what `kernels.sum_runs` takes; of addresses that `pooled` keeps."""
+    sources = np.zeros((len(group.columns), 6), np.int64)
+    for grad_VmD, bags in pooled:
+        columns, num_bags = list(bags.columns), len(bags.sizes)
+        assert not sources[columns, 0].any(), "rows are pooled once between two collects"
+        bag_bytes = grad_VmD.shape[2] * grad_VmD.element_size()
+        bag_K = np.repeat(np.arange(num_bags), bags.sizes)
+        sources[columns, 0] = grad_VmD.data_ptr() + bag_K * bag_bytes
+        sources[columns, 1] = num_bags * bag_bytes
+        sources[columns, 2] = grad_VmD.shape[1] * bag_bytes
+        sources[columns, 3] = grad_VmD.dtype == torch.bfloat16
+        if bags.weights_BK is not None:
+            sources[columns, 4] = bags.weights_BK.data_ptr() + np.arange(len(columns)) * 4
+            sources[columns, 5] = len(columns) * 4
+    return sources
+
+
+@lru_cache(maxsize=16)
+def _starts(num_rows: int, sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where the bags of a batch's rows begin among their ids."""
+    first_F = torch.tensor([0, *accumulate(sizes)][: len(sizes)], dtype=torch.int64)
+    first_B = torch.arange(num_rows) * sum(sizes)
+    return (first_B.unsqueeze(1) + first_F).flatten().to(device)

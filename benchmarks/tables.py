@@ -1,6 +1,6 @@
 """Lookup and row-wise Adagrad update of large tables, beside TorchRec's CPU path where it is there.
 
-    python benchmarks/tables.py [--world-sizes 1 2] [--threads 1 2] [--rounds 7]
+    python benchmarks/tables.py [--world-sizes 1 2] [--rounds 7]
 
 20 features, a table of a million rows each, three views of 16 floats; Zipf ids, 4,096 rows a rank.
 A call looks up a batch, takes the gradient of its pooled rows as given and updates the tables. At

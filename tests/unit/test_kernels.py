@@ -202,6 +202,14 @@ def test_the_runs_of_rows_are_summed_as_plain_torch_does(monkeypatch: pytest.Mon
     torch.testing.assert_close(found[1], squares)
 
 
+def test_sums_of_another_type_are_rounded_from_float32() -> None:
+    group, bags = some_rows(2, 4), some_bags(weighted=True)
+    pooled = pool(group, bags, torch.float16)
+    assert torch.equal(pooled, pool(group, bags).half())
+    pooled.sum().backward()
+    assert row_gradients(group).any()
+
+
 def test_rows_are_not_pooled_twice_before_they_are_collected() -> None:
     group = some_rows(2, 4)
     for _ in range(2):
@@ -227,8 +235,9 @@ def test_pooling_of_nothing() -> None:
     pooled = kernels.pool(torch.zeros(1, 6), 2, (none, none, None), torch.float32)
     assert pooled.shape == (2, 0, 3)
     columns = np.zeros((1, 6), np.int64)
-    summed, squares = kernels.sum_runs((none, none), columns, (0, 2, 6), with_squares=True)
-    assert summed.shape == (0, 6) and squares.shape == (0, 2)
+    for some in (columns, columns[:0]):
+        summed, squares = kernels.sum_runs((none, none), some, (0, 2, 6), with_squares=True)
+        assert summed.shape == (0, 6) and squares.shape == (0, 2)
 
 
 EVERY_ROW_LOOP = """

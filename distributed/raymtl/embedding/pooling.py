@@ -20,9 +20,10 @@ def pool(group: GroupRows, bags: Bags, dtype: torch.dtype | None = None) -> Tens
     """Weighted sums of a group's rows: (views, B * F, D), the bags of a row of the batch together.
 
     Args:
-        dtype: float32 or bfloat16 of the sums; null means float32.
+        dtype: of the sums; null means float32.
     """
-    return _Pool.apply(group.anchor, group, bags, dtype or group.values.dtype)
+    made = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    return _Pool.apply(group.anchor, group, bags, made).to(dtype or made)
 
 
 class _Pool(torch.autograd.Function):

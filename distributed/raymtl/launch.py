@@ -23,6 +23,7 @@ from raymtl.data import ingest
 from raymtl.data.feed import feed
 from raymtl.data.stream import Stream
 from raymtl.errors import InputError, NonFinite, RankFailed
+from raymtl.failures import FailureLines
 from raymtl.learner import Learner
 from raymtl.models import registry
 from raymtl.preflight import check_run, describe
@@ -135,7 +136,7 @@ def run_workers(
             name="ray",
             storage_path=absolute(storage_url),
             failure_config=FailureConfig(max_failures=failure.max_failures),
-            callbacks=list(callbacks),
+            callbacks=[FailureLines(board), *callbacks],
             worker_runtime_env={"env_vars": worker_environment()},
         ),
     )

@@ -52,6 +52,7 @@ def test_a_killed_worker_and_then_a_hung_one_cost_nothing_but_time(
     result = launch.train(made, show=disturber)
     assert disturber.signalled == 2
     assert sum(line.startswith("going on from step") for line in disturber.lines) >= 2
+    assert sum(line.startswith("warning: rank") for line in disturber.lines) >= 2
     assert result["state"] == undisturbed["state"]
     assert bytes_of(result["run"]) == bytes_of(undisturbed["run"])
     assert [line["step"] for line in read_lines(result["run"])] == [

@@ -36,6 +36,7 @@ not named; "" is raymtl/__init__.py."""
 
 USES_RAY = ["launch", "process_group", "cluster", "progress", "footprint", "scoring", "predict"]
 USES_RAY += [
+    "failures",
     "study.conduct",
     "data.feed",
     "data.ingest",

@@ -8,6 +8,7 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
     WorkerHealthCheckTimeoutError,
 )
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 LONGEST = 200
 """Characters of an error's text that a line shows."""
@@ -40,6 +41,13 @@ def reason(errors: Mapping[int, Exception]) -> str:
     rank, error = min(errors.items())
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"rank {rank} failed: {lines[-1].strip()[:LONGEST]}"
+
+
+def first_cause(error: TrainingFailedError) -> str:
+    """What ended a run, of the first two ranks that failed."""
+    failures = getattr(error, "worker_failures", None) or {}
+    texts = [f"rank {rank}: {failure}" for rank, failure in sorted(failures.items())]
+    return "\n".join(texts[:2]) or str(error)
 
 
 def _named(ranks: list[int]) -> str:

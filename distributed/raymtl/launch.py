@@ -23,7 +23,7 @@ from raymtl.data import ingest
 from raymtl.data.feed import feed
 from raymtl.data.stream import Stream
 from raymtl.errors import InputError, NonFinite, RankFailed
-from raymtl.failures import FailureLines
+from raymtl.failures import FailureLines, first_cause
 from raymtl.learner import Learner
 from raymtl.models import registry
 from raymtl.preflight import check_run, describe
@@ -150,7 +150,7 @@ def run_workers(
         try:
             outcome = trainer.fit().return_value
         except TrainingFailedError as error:
-            raise RankFailed(_first_cause(error)) from None
+            raise RankFailed(first_cause(error)) from None
     assert outcome is not None, "Ray Train ended without a result"
     if "error" in outcome:
         raise status.from_dict(outcome["error"])
@@ -288,9 +288,3 @@ def _scored_line(values: dict, part: str, words: str) -> str:
     found = {name: values.get(part + name) for name in ("auc", "gauc", "log_loss")}
     parts = [f"{name} {value:.4f}" for name, value in found.items() if value]
     return f"step {values['step']}: {words} {', '.join(parts)}"
-
-
-def _first_cause(error: TrainingFailedError) -> str:
-    failures = getattr(error, "worker_failures", None) or {}
-    texts = [f"rank {rank}: {failure}" for rank, failure in sorted(failures.items())]
-    return "\n".join(texts[:2]) or str(error)

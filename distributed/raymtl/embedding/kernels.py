@@ -20,8 +20,8 @@ from raymtl.embedding import key_loops, row_loops
 _LEAST_ROWS = 2**16
 """Rows a thread is worth: torch's own threads keep their cores busy for a while after each call."""
 
-Bags = tuple[Tensor, Tensor, Tensor | None]
-"""Places, where each bag's begin, and their float32 weights; the last bag goes to the end."""
+Places = tuple[Tensor, Tensor, Tensor | None]
+"""Rows by place, where each bag's begin, and float32 weights; the last bag goes to the end."""
 
 
 def extremes(ids_BC: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,18 +49,19 @@ def find_runs(keys_n: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     return None if found < 0 else (unique[:found], order, starts[:found])
 
 
-def pool(values: Tensor, views: int, bags: Bags, dtype: torch.dtype) -> Tensor:
+def pool(values: Tensor, views: int, places: Places, dtype: torch.dtype) -> Tensor:
     """Sums rows bag by bag, views one behind the other: (views, m, D) of float32 or bfloat16.
 
     Args:
         values: float32 (n, views * D), contiguous.
     """
-    place, starts, weights = bags
+    place, starts, weights = places
     width, low = values.shape[1] // views, dtype == torch.bfloat16
     out = torch.empty(views, len(starts), width, dtype=dtype)
     if weights is None and len(place) == len(starts):
-        gather, places, rows = row_loops.gather(views, width), place.numpy(), values.data_ptr()
-        _in_parts(len(out[0]), lambda a, b: gather((rows, out.data_ptr()), places, low, a, b))
+        gather, array = row_loops.gather(views, width), place.numpy()
+        bases = values.data_ptr(), out.data_ptr()
+        _in_parts(len(starts), lambda a, b: gather(bases, array, low, a, b))
         return out
     held = torch.empty(0) if weights is None else weights
     arrays, sum_bags = tuple(t.numpy() for t in (place, starts, held)), row_loops.pool(views, width)

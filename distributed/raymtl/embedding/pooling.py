@@ -33,13 +33,10 @@ class _Pool(torch.autograd.Function):
     ) -> Tensor:
         del anchor
         ctx.group, ctx.bags = group, bags
-        place_BK = _of(group.place_BC, bags)
-        starts_m = _starts(len(place_BK), bags.sizes, place_BK.device)
-        weights_n = None if bags.weights_BK is None else bags.weights_BK.flatten()
-        where = place_BK.flatten(), starts_m, weights_n
+        places = _places(group.place_BC, bags)
         if kernels := compiled(group.values):
-            return kernels.pool(group.values, group.views, where, dtype)
-        summed = sum_bags(group.values, *where).view(len(starts_m), group.views, -1)
+            return kernels.pool(group.values, group.views, places, dtype)
+        summed = sum_bags(group.values, *places).unflatten(1, (group.views, -1))
         return summed.transpose(0, 1).to(dtype).contiguous()
 
     @staticmethod
@@ -85,23 +82,24 @@ def _summed(group: GroupRows, with_squares: bool) -> tuple[Tensor, Tensor]:
 
 def _summed_plainly(group: GroupRows, grad_VmD: Tensor, bags: Bags) -> Tensor:
     number_BC = group.runs.numbers(group.place_BC.numel()).view_as(group.place_BC)
-    number_BK = _of(number_BC, bags)
-    sorted_n, order_n = torch.sort(number_BK.flatten(), stable=True)
-    starts_U1 = torch.searchsorted(
-        sorted_n, torch.arange(group.num_rows + 1, device=sorted_n.device)
-    )
+    number_n, starts_m, weights_n = _places(number_BC, bags)
+    sorted_n, order_n = torch.sort(number_n, stable=True)
+    rows_U1 = torch.arange(group.num_rows + 1, device=sorted_n.device)
+    starts_U1 = torch.searchsorted(sorted_n, rows_U1)
     order_n = order_n[: int(starts_U1[-1])]
-    starts_m = _starts(len(number_BK), bags.sizes, sorted_n.device)
     bag_n = torch.searchsorted(starts_m, order_n, right=True) - 1
-    weights_n = None if bags.weights_BK is None else bags.weights_BK.flatten()[order_n]
+    weights_n = None if weights_n is None else weights_n[order_n]
     summed = [sum_bags(grad, bag_n, starts_U1[:-1], weights_n) for grad in grad_VmD.float()]
     return torch.stack(summed, dim=1).flatten(1)
 
 
-def _of(place_BC: Tensor, bags: Bags) -> Tensor:
-    """Of the columns that are pooled."""
+def _places(place_BC: Tensor, bags: Bags) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of the columns that are pooled: (B * K) places, where bags begin among them, weights."""
     every = len(bags.columns) == place_BC.shape[1]
-    return place_BC if every else place_BC[:, bags.columns]
+    place_BK = place_BC if every else place_BC[:, bags.columns]
+    starts_m = _starts(len(place_BK), bags.sizes, place_BK.device)
+    weights_n = None if bags.weights_BK is None else bags.weights_BK.flatten()
+    return place_BK.flatten(), starts_m, weights_n
 
 
 def _sources(group: GroupRows, pooled: list[tuple[Tensor, Bags]]) -> np.ndarray:

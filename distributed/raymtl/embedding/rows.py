@@ -35,7 +35,7 @@ class RowStore:
         first_rows: dict[str, int],
         device: torch.device | None = None,
     ) -> "RowStore":
-        """Rows that hold anything yet."""
+        """Makes `num_rows` rows of views * width floats, whose values are still to be filled."""
         padded = torch.empty(num_rows + 1, views * width, device=device)
         padded[-1] = 0
         return cls(padded, views, first_rows)

@@ -58,7 +58,7 @@ class _Route:
     wanted: list[int]
     """How many of them, per rank."""
     copies_n: Tensor
-    """Of all my replicated rows, where they lie here."""
+    """Of all my replicated rows, where they lie here; PAD's last."""
 
 
 @dataclass
@@ -247,6 +247,7 @@ class ShardedTables:
         received = collectives.exchange_sizes(sent, self._device, group)
         asked_n = collectives.exchange(torch.cat(pieces), sent, received, group)
         copies_n = pieces[2 * self.rank + 1]
+        copies_n = torch.cat([copies_n, copies_n.new_tensor([plan.num_rows(self.rank)])])
         sharded_n = asked_n < plan.num_sharded[self.rank]
         wanted = [int(part.sum()) for part in sharded_n.split(received)]
         runs = find_runs(asked_n)
@@ -258,8 +259,7 @@ class ShardedTables:
             return store.padded
         reply = gather_rows(store.values, route.wanted_n)
         rows = collectives.exchange(reply.to(self._wire), route.wanted, route.owned).float()
-        pad = route.copies_n.new_tensor([len(store.values)])
-        return torch.cat([rows, gather_rows(store.padded, torch.cat([route.copies_n, pad]))])
+        return torch.cat([rows, gather_rows(store.padded, route.copies_n)])
 
     def _bring(self, group: GroupRows) -> tuple[Tensor, Tensor, Tensor]:
         """Collective. The distinct local rows, ascending, and their gradients summed over ranks.

@@ -60,9 +60,9 @@ def test_keys_are_those_of_plain_torch(
     plan = GroupPlan(SPECS, num_buckets, replicate_rows=10, world_size=world_size)
     table_C = torch.tensor([plan.number[name] for name in ("c", "a", "b", "a")])
     ids = np.random.default_rng(0).integers(PAD, [1000, 61, 5, 61], (50, 4))
-    found = plan.keys(torch.from_numpy(ids.astype(np.int32)), table_C)
+    found = plan.keys(torch.from_numpy(ids.astype(np.int32)), plan.terms(table_C))
     monkeypatch.setattr(rows, "_kernels", lambda: None)
-    assert torch.equal(found, plan.keys(torch.from_numpy(ids), table_C))
+    assert torch.equal(found, plan.keys(torch.from_numpy(ids), plan.terms(table_C)))
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
@@ -162,16 +162,34 @@ def some_bags(weighted: bool, columns: tuple[int, ...] = (0, 1, 2, 4, 5, 6)) -> 
     return Bags(columns, sizes, weights_BK if weighted else None)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+ALONE = Bags(tuple(range(COLUMNS)), (1,) * COLUMNS)
+"""The ids themselves."""
+OTHER_ORDER = Bags(tuple(reversed(range(COLUMNS))), (1,) * COLUMNS)
+# Most columns, and one by itself; one column is not pooled.
+POOLED = [
+    [some_bags(weighted=False), Bags((3,), (1,))],
+    [some_bags(weighted=True), Bags((3,), (1,))],
+    [ALONE],
+    [OTHER_ORDER],
+]
+
+
+@pytest.mark.parametrize("all_bags", POOLED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("views", "width"), [(3, 5), (1, 16), (4, 20)])
 def test_pooling_and_its_backward_are_those_of_plain_torch(
-    views: int, width: int, dtype: torch.dtype, weighted: bool, monkeypatch: pytest.MonkeyPatch
+    views: int,
+    width: int,
+    dtype: torch.dtype,
+    all_bags: list[Bags],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Two calls of pooling: of most columns, and of one by itself; one column is not pooled.
-    calls = [(some_bags(weighted), dtype), (Bags((3,), (1,)), torch.float32)]
+    calls = list(zip(all_bags, [dtype, torch.float32], strict=False))
     generator = torch.Generator().manual_seed(3)
-    given = [torch.randn(views, BATCH * n, width, generator=generator).to(dtype) for n in (4, 1)]
+    given = [
+        torch.randn(views, BATCH * len(bags.sizes), width, generator=generator).to(kind)
+        for bags, kind in calls
+    ]
 
     def all_() -> list[torch.Tensor]:
         group = some_rows(views, width)
@@ -184,9 +202,10 @@ def test_pooling_and_its_backward_are_those_of_plain_torch(
     monkeypatch.setattr(rows, "_kernels", lambda: None)
     wanted = all_()
     # Bit by bit: exported scorers pool with torch's.
-    for one, other in zip(found[:2], wanted[:2], strict=True):
+    n = len(calls)
+    for one, other in zip(found[:n], wanted[:n], strict=True):
         assert torch.equal(one, other)
-    for one, other in zip(found[2:], wanted[2:], strict=True):
+    for one, other in zip(found[n:], wanted[n:], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
@@ -236,7 +255,7 @@ def test_pooling_of_nothing() -> None:
     assert pooled.shape == (2, 0, 3)
     columns = np.zeros((1, 6), np.int64)
     for some in (columns, columns[:0]):
-        summed, squares = kernels.sum_runs((none, none), some, (0, 2, 6), with_squares=True)
+        summed, squares = kernels.sum_bagged_runs(some, (none, none), (2, 3), with_squares=True)
         assert summed.shape == (0, 6) and squares.shape == (0, 2)
 
 
@@ -247,7 +266,9 @@ n = torch.arange(4)
 for starts in (n, n[:2]):
     kernels.pool(torch.zeros(4, 6), 2, (n, starts, None), torch.float32)
 values, sums = torch.zeros(4, 6), torch.zeros(4, 2)
-out = kernels.sum_runs((n, n), torch.zeros(1, 6, dtype=torch.int64).numpy(), (4, 2, 6), True)
+columns = torch.zeros(1, 6, dtype=torch.int64).numpy()
+kernels.sum_bagged_runs(columns, (n, n), (2, 3), True)
+out = kernels.sum_runs(torch.zeros(2, 4, 3), (n, n), True)
 kernels.adagrad((values, sums), n, *out, torch.ones(1), (1.0, 1e-8))
 """
 

@@ -71,7 +71,7 @@ def test_keys_are_a_bijection_sorted_by_owner(
     seen = []
     for spec in specs:
         number = torch.tensor([plan.number[spec.name]])
-        keys = plan.keys(torch.arange(spec.rows).unsqueeze(1), number).flatten()
+        keys = plan.keys(torch.arange(spec.rows).unsqueeze(1), plan.terms(number)).flatten()
         seen += keys.tolist()
         for row, key in enumerate(keys):
             if spec in plan.replicated:
@@ -99,7 +99,9 @@ def test_keys_are_a_bijection_sorted_by_owner(
 
 def test_padding_has_a_key_of_its_own() -> None:
     plan = GroupPlan([TableSpec("t", 5, 1, 4)], 3, 0, 2)
-    assert plan.keys(torch.tensor([[PAD]]), torch.tensor([0])).item() == plan.pad_key == 5
+    assert (
+        plan.keys(torch.tensor([[PAD]]), plan.terms(torch.tensor([0]))).item() == plan.pad_key == 5
+    )
 
 
 def test_initial_values_are_normal_of_the_wanted_width() -> None:

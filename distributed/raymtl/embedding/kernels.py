@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,30 +77,59 @@ def pool(values: Tensor, views: int, places: Places, dtype: torch.dtype) -> Tens
 
 
 def sum_runs(
-    runs: tuple[Tensor, Tensor],
-    columns: np.ndarray,
-    shape: tuple[int, int, int],
-    with_squares: bool,
+    grads_VnD: Tensor, runs: tuple[Tensor, Tensor], with_squares: bool
 ) -> tuple[Tensor, Tensor]:
     """Sums the gradients of each row's ids, in the order of the ids.
 
     Args:
-        runs: ids by row, as place b * C + c in (B, C), below 2^31; where each row's begin.
-        columns: int64 (C, 6) of each column: address of its first gradient, 0 for none; bytes from
-            one b to the next, and from a view to the next; 1 for bfloat16, 0 for float32; address
-            of its first weight, 0 for none, and bytes to the next. The caller keeps that memory.
-        shape: U, how many rows, views, and floats of a row.
+        grads_VnD: float32 or bfloat16 of each id, contiguous in D.
+        runs: ids by row; where each row's begin.
 
     Returns:
         float32 (U, views * D), and float64 (U, views), empty without squares: of each view's sum.
     """
-    num_rows, views, row_width = shape
-    out = torch.empty(num_rows, row_width)
+    views, _, width = grads_VnD.shape
+    low, size = grads_VnD.dtype == torch.bfloat16, grads_VnD.element_size()
+    steps = grads_VnD.stride(1) * size, grads_VnD.stride(0) * size
+    sum_ = row_loops.sum_runs(views, width)
+
+    def fill(base: int, arrays: Any, squares: np.ndarray, first: int, last: int) -> None:
+        sum_((base, grads_VnD.data_ptr(), *steps), arrays, low, squares, first, last)
+
+    return _summed(runs, (views, width), with_squares, fill)
+
+
+def sum_bagged_runs(
+    columns: np.ndarray, runs: tuple[Tensor, Tensor], shape_VD: tuple[int, int], with_squares: bool
+) -> tuple[Tensor, Tensor]:
+    """`sum_runs` where several ids share a gradient, have weights, or have none.
+
+    Args:
+        columns: int64 (C, 6) of each column: address of its first gradient, 0 for none; bytes from
+            one b to the next, and from a view to the next; 1 for bfloat16, 0 for float32; address
+            of its first weight, 0 for none, and bytes to the next. The caller keeps that memory.
+        runs: ids as place b * C + c in (B, C), below 2^31.
+    """
+    sum_ = row_loops.sum_bagged_runs(*shape_VD)
+
+    def fill(base: int, arrays: Any, squares: np.ndarray, first: int, last: int) -> None:
+        sum_(base, arrays, columns, squares, first, last)
+
+    return _summed(runs, shape_VD, with_squares, fill)
+
+
+def _summed(
+    runs: tuple[Tensor, Tensor],
+    shape_VD: tuple[int, int],
+    with_squares: bool,
+    fill: Callable[[int, Any, np.ndarray, int, int], None],
+) -> tuple[Tensor, Tensor]:
+    """Sums by row, and their squares, that `fill` writes from row `first` to `last`."""
+    (views, width), num_rows = shape_VD, len(runs[1])
+    out = torch.empty(num_rows, views * width)
     squares = torch.empty(num_rows if with_squares else 0, views, dtype=torch.float64)
-    arrays, target = tuple(t.numpy() for t in runs), squares.numpy()
-    sum_ = row_loops.sum_runs(views, row_width // views)
-    base = out.data_ptr()
-    _in_parts(num_rows, lambda a, b: sum_(base, arrays, columns, target, a, b))
+    arrays, target, base = tuple(t.numpy() for t in runs), squares.numpy(), out.data_ptr()
+    _in_parts(num_rows, lambda a, b: fill(base, arrays, target, a, b))
     return out, squares
 
 

@@ -28,6 +28,19 @@ class Place(NamedTuple):
     hi: int
 
 
+class KeyTerms(NamedTuple):
+    """What makes keys of the ids of some columns."""
+
+    rows_C: Tensor
+    """Of each column's table."""
+    whole_C: Tensor
+    """rows // P."""
+    rest_C: Tensor
+    """rows % P."""
+    shift_WC: Tensor
+    """From a row's position in its table to its key, by the rank that owns the row."""
+
+
 class GroupPlan:
     """Numbers the rows of all ranks.
 
@@ -62,7 +75,6 @@ class GroupPlan:
         self._shift_WT = torch.tensor(shifts, dtype=torch.int64, device=device)
         counts = [s.rows for s in self.sharded + self.replicated]
         self._rows_T = torch.tensor(counts, dtype=torch.int64, device=device)
-        self._counts_2T = torch.stack([self._rows_T // num_buckets, self._rows_T % num_buckets])
         owners = [torch.full((hi - lo,), r) for r, (lo, hi) in enumerate(self._ranges)]
         self._owner_P = torch.cat(owners).to(device)
         self._bounds = torch.tensor(self.first_key, device=device)
@@ -84,22 +96,27 @@ class GroupPlan:
             start += spec.rows
         return places
 
-    def keys(self, ids_BC: Tensor, table_C: Tensor) -> Tensor:
+    def terms(self, table_C: Tensor) -> KeyTerms:
+        """Of columns by `number` of their tables."""
+        rows_C = self._rows_T[table_C]
+        parts = rows_C // self.num_buckets, rows_C % self.num_buckets
+        return KeyTerms(rows_C, *parts, self._shift_WT[:, table_C])
+
+    def keys(self, ids_BC: Tensor, terms: KeyTerms) -> Tensor:
         """The keys of ids, `pad_key` for PAD.
 
         Args:
             ids_BC: integer rows within the columns' tables, in range.
-            table_C: `number` of each column's table.
+            terms: of these columns.
         """
-        kernels = compiled(ids_BC)
-        if kernels:
-            sizes = (*self._counts_2T[:, table_C], self._shift_WT[:, table_C])
-            return kernels.keys(ids_BC, sizes, (self.num_buckets, self._owner_P, self.pad_key))
-        shift = self._shift_WT[0, table_C]
+        if kernels := compiled(ids_BC):
+            owners = self.num_buckets, self._owner_P, self.pad_key
+            return kernels.keys(ids_BC, terms[1:], owners)
+        shift = terms.shift_WC[0]
         if len(self._ranges) > 1:
             owner_BC = self._owner_P[bucket_and_k(ids_BC, self.num_buckets)[0]]
-            shift = self._shift_WT.flatten()[owner_BC * len(self._rows_T) + table_C]
-        keys_BC = position(self._rows_T[table_C], self.num_buckets, ids_BC) + shift
+            shift = terms.shift_WC.gather(0, owner_BC)
+        keys_BC = position(terms.rows_C, self.num_buckets, ids_BC) + shift
         return keys_BC.masked_fill_(ids_BC == PAD, self.pad_key)
 
     def cuts(self, keys_U: Tensor) -> list[int]:

@@ -61,23 +61,33 @@ def sum_runs(grads: Tensor, runs: Runs, views: int) -> tuple[Tensor, Tensor]:
     if not kernels:
         summed = sum_bags(grads, runs.order_n, runs.starts_U)
         return summed, squares(summed, views)
-    grads = grads.contiguous()
-    row_bytes = grads.shape[1] * grads.element_size()
-    source = [grads.data_ptr(), row_bytes, row_bytes // views, 0, 0, 0]
-    columns, shape = np.array([source], np.int64), (len(runs.starts_U), views, grads.shape[1])
-    return kernels.sum_runs((runs.order_n, runs.starts_U), columns, shape, with_squares=True)
+    grads_VnD = grads.contiguous().unflatten(1, (views, -1)).transpose(0, 1)
+    return kernels.sum_runs(grads_VnD, (runs.order_n, runs.starts_U), with_squares=True)
 
 
 def _summed(group: GroupRows, with_squares: bool) -> tuple[Tensor, Tensor]:
     pooled, group.pooled = group.pooled, []
+    width = group.values.shape[1] // group.views
     if kernels := compiled(group.values):
-        shape = group.num_rows, group.views, group.values.shape[1]
         runs = group.runs.order_n, group.runs.starts_U
-        return kernels.sum_runs(runs, _sources(group, pooled), shape, with_squares)
+        if len(pooled) == 1 and _each_alone(pooled[0][1], len(group.columns)):
+            return kernels.sum_runs(pooled[0][0], runs, with_squares)
+        columns = _sources(group, pooled)
+        return kernels.sum_bagged_runs(columns, runs, (group.views, width), with_squares)
     grads = group.values.new_zeros(group.num_rows, group.values.shape[1])
     for grad_VmD, bags in pooled:
         grads += _summed_plainly(group, grad_VmD, bags)
     return grads, squares(grads, group.views) if with_squares else grads.new_empty(0)
+
+
+def _each_alone(bags: Bags, num_columns: int) -> bool:
+    """Whether the bags are the ids themselves: of every column one, without weights."""
+    no_weights = bags.weights_BK is None
+    return no_weights and len(bags.sizes) == num_columns and _all_in_order(bags, num_columns)
+
+
+def _all_in_order(bags: Bags, num_columns: int) -> bool:
+    return bags.columns == tuple(range(num_columns))
 
 
 def _summed_plainly(group: GroupRows, grad_VmD: Tensor, bags: Bags) -> Tensor:
@@ -95,15 +105,14 @@ def _summed_plainly(group: GroupRows, grad_VmD: Tensor, bags: Bags) -> Tensor:
 
 def _places(place_BC: Tensor, bags: Bags) -> tuple[Tensor, Tensor, Tensor | None]:
     """Of the columns that are pooled: (B * K) places, where bags begin among them, weights."""
-    every = len(bags.columns) == place_BC.shape[1]
-    place_BK = place_BC if every else place_BC[:, bags.columns]
+    place_BK = place_BC if _all_in_order(bags, place_BC.shape[1]) else place_BC[:, bags.columns]
     starts_m = _starts(len(place_BK), bags.sizes, place_BK.device)
     weights_n = None if bags.weights_BK is None else bags.weights_BK.flatten()
     return place_BK.flatten(), starts_m, weights_n
 
 
 def _sources(group: GroupRows, pooled: list[tuple[Tensor, Bags]]) -> np.ndarray:
-    """int64 (C, 6), what `kernels.sum_runs` takes; of addresses that `pooled` keeps."""
+    """int64 (C, 6), what `kernels.sum_bagged_runs` takes; of addresses that `pooled` keeps."""
     sources = np.zeros((len(group.columns), 6), np.int64)
     for grad_VmD, bags in pooled:
         columns, num_bags = list(bags.columns), len(bags.sizes)

@@ -19,7 +19,7 @@ from raymtl.collectives import Group
 from raymtl.config import EmbeddingSection
 from raymtl.embedding.initial import fill_initial
 from raymtl.embedding.placement import bucket_range, bucket_start
-from raymtl.embedding.plan import GroupPlan
+from raymtl.embedding.plan import GroupPlan, KeyTerms
 from raymtl.embedding.pooling import row_gradients, row_gradients_and_squares, sum_runs
 from raymtl.embedding.rows import (
     GroupRows,
@@ -107,7 +107,7 @@ class ShardedTables:
             for p, g in zip(self._plans, groups, strict=True)
         )
         self.replicated_tables = tuple(s.name for p in self._plans for s in p.replicated)
-        self._columns: dict[Layout, list[tuple[list[int], Tensor]]] = {}
+        self._columns: dict[Layout, list[tuple[list[int], KeyTerms]]] = {}
         self._initialise(seed, config.init_std)
 
     def lookup(self, ids_BC: Tensor, layout: Layout) -> Rows:
@@ -131,9 +131,9 @@ class ShardedTables:
             group: the process group to ask over; null for the first one.
         """
         asked = Asked([], [], [], [])
-        for plan, (columns, table_C) in zip(self._plans, self._columns_of(layout), strict=True):
+        for plan, (columns, terms) in zip(self._plans, self._columns_of(layout), strict=True):
             ids = ids_BC if len(columns) == layout.num_id_columns else ids_BC[:, columns]
-            keys_BC = plan.keys(ids, table_C)
+            keys_BC = plan.keys(ids, terms)
             runs = find_runs(keys_BC.flatten()).below(plan.pad_key)
             alone = self.world_size == 1
             asked.columns.append(columns)
@@ -157,20 +157,19 @@ class ShardedTables:
         """Collective. After backward: brings row gradients to their owners, summed in rank order.
 
         Returns:
-            Two parts a group, of the sharded and of the replicated rows. A row that was looked up
-            appears even where its gradient is zero.
+            A part of each group's sharded rows and one of its replicated ones, where there are any.
+            A row that was looked up appears even where its gradient is zero.
         """
         parts = []
         for plan, store, group in zip(self._plans, self.stores, rows.groups, strict=True):
             index, grads, squares = self._bring(group)
             middle, stop = plan.num_sharded[self.rank], plan.num_rows(self.rank)
             cut = int(torch.searchsorted(index, middle))
-            parts += [
-                RowPart(store, 0, middle, index[:cut], grads[:cut], True, squares[:cut]),
-                RowPart(
-                    store, middle, stop, index[cut:], grads[cut:], self.rank == 0, squares[cut:]
-                ),
-            ]
+            sharded = RowPart(store, 0, middle, index[:cut], grads[:cut], True, squares[:cut])
+            copies = RowPart(
+                store, middle, stop, index[cut:], grads[cut:], self.rank == 0, squares[cut:]
+            )
+            parts += [part for part in (sharded, copies) if part.start < part.stop]
         return parts
 
     def distinct(self, rows: Rows) -> list[tuple[int, int, int]]:
@@ -216,23 +215,18 @@ class ShardedTables:
                 out = store.values[place.start : place.stop]
                 fill_initial(out, spec, first, self.num_buckets, seed, std)
 
-    def _columns_of(self, layout: Layout) -> list[tuple[list[int], Tensor]]:
-        """Per group: its columns, and the number of each column's table."""
-        if layout not in self._columns:
-            tables = [c.table for c in layout.id_columns for _ in range(c.width)]
-            found = [columns_of(layout, set(plan.number)) for plan in self._plans]
-            self._columns[layout] = [
-                (
-                    columns,
-                    torch.tensor(
-                        [plan.number[tables[i]] for i in columns],
-                        dtype=torch.int64,
-                        device=self._device,
-                    ),
-                )
-                for plan, columns in zip(self._plans, found, strict=True)
-            ]
-        return self._columns[layout]
+    def _columns_of(self, layout: Layout) -> list[tuple[list[int], KeyTerms]]:
+        """Per group: its columns, and what makes keys of their ids."""
+        found = self._columns.get(layout)
+        if found is None:
+            tables, found = [c.table for c in layout.id_columns for _ in range(c.width)], []
+            for plan in self._plans:
+                columns = columns_of(layout, set(plan.number))
+                numbers = [plan.number[tables[i]] for i in columns]
+                table_C = torch.tensor(numbers, dtype=torch.int64, device=self._device)
+                found.append((columns, plan.terms(table_C)))
+            self._columns[layout] = found
+        return found
 
     def _ask(self, plan: GroupPlan, keys_U: Tensor, group: Group | None) -> _Route:
         """Collective. Sends each rank the indices of its rows, and of the replicated ones."""

@@ -62,9 +62,12 @@ def planned(config: TrainConfig, nodes: "Nodes", fresh: bool = False) -> dict[st
     from raymtl.preflight import check
 
     job = check(config)
-    points = plans.points(job, nodes, os.cpu_count() or 1)
-    say(f"measuring steps of {', '.join(f'{r} rows on {t} threads' for r, t in points)}")
-    measured = rates(job.config, points, fresh)
+    cores = os.cpu_count() or 1
+    points, pair_threads = plans.points(job, nodes, cores), plans.pair_threads(job, nodes, cores)
+    together = ", and of two ranks" if pair_threads else ""
+    steps = ", ".join(f"{r} rows on {t} threads" for r, t in points)
+    say(f"measuring steps of {steps}{together}")
+    measured = rates(job.config, points, pair_threads, fresh)
     found = plans.predictions(job, measured, nodes)
     return {
         "predictions": [p.to_dict() for p in found],

@@ -12,7 +12,7 @@ from helpers.logs import small_log
 from helpers.training import train_config
 from raymtl.analysis import plan
 from raymtl.analysis.plan import Nodes
-from raymtl.analysis.rates import Rates, StepPoint
+from raymtl.analysis.rates import Pair, Rates, StepPoint
 from raymtl.config import EmbeddingSection, WorkerRange
 from raymtl.data.ingest import row_bytes
 from raymtl.embedding.tables import table_specs
@@ -34,6 +34,7 @@ RATES = Rates(
     read_s_per_row=1e-6,
     latency_s=1e-4,
     bytes_per_s=1e9,
+    pair=None,
 )
 HERE = Nodes(1, 4, 10**10)
 
@@ -93,6 +94,26 @@ def test_training_and_reading_share_the_cores(job: Job) -> None:
     assert slow.limit == "reading" and slow.rows_per_s < found.rows_per_s / 4
     far = plan.predicted(job, replace(RATES, bytes_per_s=1e4), HERE, 2)
     assert far.limit == "exchange"
+
+
+def test_what_two_ranks_take_beyond_their_steps_goes_with_the_bytes_sent(job: Job) -> None:
+    sent, exchanges = plan.exchange(plan.step_at(RATES.steps, 128, 1), 1000, 2, EmbeddingSection())
+    known = 0.028 + sent / 1e9 + exchanges * 1e-4
+    for cores, crowding in ((4, 1), (1, 2)):
+        pair = Pair(128, 1, (known + 0.004) * crowding)
+        rates = replace(RATES, pair=pair, cores=cores)
+        assert plan.handling(rates, EmbeddingSection()) == pytest.approx(0.004 / sent)
+    assert plan.handling(replace(RATES, pair=Pair(128, 1, 0.01)), EmbeddingSection()) == 0
+    pair = Pair(128, 1, known + 0.004)
+    for num_workers in (1, 2, 4):
+        without = plan.predicted(job, RATES, HERE, num_workers)
+        found = plan.predicted(job, replace(RATES, pair=pair), HERE, num_workers)
+        more = 0.004 * found.exchanged_bytes / sent
+        assert found.compute_s == pytest.approx(without.compute_s + more)
+    assert plan.pair_threads(job, HERE, 4) == (job.config.launch.threads_per_worker or 2)
+    data = job.config.data.model_copy(update={"num_lanes": 1})
+    alone = replace(job, config=job.config.model_copy(update={"data": data}))
+    assert plan.pair_threads(alone, HERE, 4) is None
 
 
 def test_a_worker_holds_no_more_decoded_rows_than_a_pass_has(job: Job) -> None:

@@ -99,6 +99,13 @@ def points(job: Job, nodes: Nodes, cores: int) -> list[tuple[int, int]]:
     return sorted({(batch, one), (fewest, one), (batch, most)})
 
 
+def pair_threads(job: Job, nodes: Nodes, cores: int) -> int | None:
+    """Threads of each of two ranks to measure; null where there can be but one."""
+    if max(worlds(job, nodes)) == 1:
+        return None
+    return job.config.launch.threads_per_worker or max(1, cores // 2)
+
+
 def predictions(job: Job, rates: Rates, nodes: Nodes) -> list[Prediction]:
     """One for each of `worlds`."""
     return [predicted(job, rates, nodes, num_workers) for num_workers in worlds(job, nodes)]
@@ -115,11 +122,12 @@ def predicted(job: Job, rates: Rates, nodes: Nodes, num_workers: int) -> Predict
     network = nodes.bytes_per_s if nodes.bytes_per_s and nodes.count > 1 else rates.bytes_per_s
     exchange_s = exchanged / network + exchanges * rates.latency_s
     read_s = READ_FACTOR * rates.read_s_per_row
-    compute_s = point.seconds * crowding
+    handling_s = exchanged * handling(rates, config.embedding)
+    compute_s = (point.seconds + handling_s) * crowding
     alone_s = compute_s + exchange_s
     # Training, reading and Ray share the cores: what all need is the least a step can take.
     rows_on_node = batch * per_node / num_workers
-    busy_s = per_node * threads * point.seconds + rows_on_node * read_s
+    busy_s = per_node * (threads * point.seconds + handling_s) + rows_on_node * read_s
     shared_s = busy_s / (nodes.cores - RAY_CORES)
     step_s = max(alone_s, shared_s)
     memory = _memory(job, rates, num_workers, point)
@@ -184,6 +192,21 @@ def exchange(point: StepPoint, num_dense: int, world_size: int, embedding: Any) 
         total += others * split * (8 + 2 * value_bytes * width)
         total += (world_size - 1) * copied * (8 + value_bytes * width)
     return round(total), EXCHANGES_PER_STEP + EXCHANGES_PER_GROUP * len(point.distinct)
+
+
+def handling(rates: Rates, embedding: Any) -> float:
+    """Seconds a rank works for each byte it sends: what a step of two ranks takes beyond its parts.
+
+    Rows are gathered for others and put together, gradients summed again, ranks wait for another.
+    """
+    if rates.pair is None:
+        return 0.0
+    pair = rates.pair
+    point = step_at(rates.steps, pair.rows, pair.threads)
+    sent, exchanges = exchange(point, rates.num_dense, 2, embedding)
+    crowding = max(1.0, 2 * pair.threads / rates.cores)
+    parts = point.seconds + sent / rates.bytes_per_s + exchanges * rates.latency_s
+    return max(0.0, pair.seconds / crowding - parts) / sent
 
 
 def _memory(job: Job, rates: Rates, num_workers: int, point: StepPoint) -> dict[str, int]:

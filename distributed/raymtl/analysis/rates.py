@@ -34,7 +34,7 @@ from raymtl.source import LogSource, order_of
 
 MOST_TABLE_ROWS = 1_000_000
 """Rows of a table in measurements; more rows than caches hold cost no more."""
-_STEPS, _WARM_UP, _BATCHES, _PIECES, _LANES = 7, 3, 4, 9, 8
+_STEPS, _WARM_UP, _BATCHES, _PIECES, _LANES = 9, 3, 4, 9, 8
 _SMALL, _LARGE = 2**14, 2**23
 """Bytes exchanged to learn the latency and the rate of the network."""
 
@@ -50,6 +50,17 @@ class StepPoint:
     """As `ShardedTables.distinct` of one batch."""
     working_bytes: int
     """Memory that steps took at their peak, beyond weights and states."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A step of two ranks, processes of this machine."""
+
+    rows: int
+    """Of each."""
+    threads: int
+    """Of each."""
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -69,17 +80,25 @@ class Rates:
     """Of an exchange between two ranks, however small."""
     bytes_per_s: float
     """Of an exchange, out of one rank."""
+    pair: Pair | None
+    """Null for runs that cannot have two workers."""
 
 
-def rates(config: TrainConfig, points: Sequence[tuple[int, int]], fresh: bool = False) -> Rates:
+def rates(
+    config: TrainConfig,
+    points: Sequence[tuple[int, int]],
+    pair_threads: int | None,
+    fresh: bool = False,
+) -> Rates:
     """Measures, or recalls what was measured.
 
     Args:
         points: rows on a rank and threads of the steps to be timed.
+        pair_threads: threads of each of two ranks whose steps are timed; null for none.
         fresh: measure anew.
     """
     job = check(config)
-    path = _cache_path(job, points)
+    path = _cache_path(job, points, pair_threads)
     if path.exists() and not fresh:
         return _rates_of(json.loads(path.read_text(encoding="utf-8")))
     with environment(LOCAL_ENVIRONMENT | WORKER_ENVIRONMENT), tempfile.TemporaryDirectory() as at:
@@ -87,9 +106,10 @@ def rates(config: TrainConfig, points: Sequence[tuple[int, int]], fresh: bool = 
         with context.Pool(1) as pool:
             found = pool.apply(_measured, (config.model_dump(mode="json"), tuple(points)))
         with context.Pool(2) as pool:
-            jobs = [(rank, f"{at}/meeting") for rank in range(2)]
-            latency_s, bytes_per_s = pool.starmap(_exchanged, jobs, chunksize=1)[0]
-    found |= {"latency_s": latency_s, "bytes_per_s": bytes_per_s}
+            values = config.model_dump(mode="json")
+            jobs = [(rank, f"{at}/meeting", values, pair_threads) for rank in range(2)]
+            latency_s, bytes_per_s, pair = pool.starmap(_together, jobs, chunksize=1)[0]
+    found |= {"latency_s": latency_s, "bytes_per_s": bytes_per_s, "pair": pair and asdict(pair)}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found), encoding="utf-8")
     return _rates_of(found)
@@ -99,11 +119,11 @@ def _rates_of(values: dict[str, Any]) -> Rates:
     steps = tuple(
         StepPoint(**s | {"distinct": tuple(map(tuple, s["distinct"]))}) for s in values["steps"]
     )
-    rest: dict[str, Any] = {key: value for key, value in values.items() if key != "steps"}
-    return Rates(steps=steps, **rest)
+    pair = values["pair"] and Pair(**values["pair"])
+    return Rates(**values | {"steps": steps, "pair": pair})
 
 
-def _cache_path(job: Job, points: Sequence[tuple[int, int]]) -> Path:
+def _cache_path(job: Job, points: Sequence[tuple[int, int]], pair_threads: int | None) -> Path:
     """A file for each machine, config and log."""
     sections = {"data", "model", "embedding", "optimizer", "train", "balancing", "seed"}
     key = {
@@ -112,6 +132,7 @@ def _cache_path(job: Job, points: Sequence[tuple[int, int]]) -> Path:
         "schema": job.schema.model_dump(mode="json"),
         "log": job.train.digest,
         "points": sorted(points),
+        "pair": pair_threads,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -162,9 +183,10 @@ def _read_seconds(job: Job) -> float:
 
 
 def _batches(job: Job, learner: Learner) -> list[Batch]:
-    """The first whole batches, dealt over few lanes so that few chunks are read for them."""
-    config = job.config
-    data = config.data.model_copy(update={"num_lanes": math.gcd(config.data.num_lanes, _LANES)})
+    """This rank's first whole batches, dealt over few lanes: few chunks are read for them."""
+    config, num_lanes = job.config, job.config.data.num_lanes
+    few = num_lanes if num_lanes % 2 else math.gcd(num_lanes, _LANES)
+    data = config.data.model_copy(update={"num_lanes": few})
     source = LogSource(config.model_copy(update={"data": data}), job.schema, job.train, None)
     batches = list(source.train(0, min(_BATCHES, source.steps_per_epoch)))
     rows = {spec.name: spec.rows for spec in learner.tables.specs}
@@ -182,28 +204,47 @@ def _step_point(
     if learner.config.train.compile:
         torch.compiler.reset()  # what is compiled keeps its number of threads
     parts = [batch.head(rows) for batch in batches]
-    times = []
-    for number in range(_WARM_UP + _STEPS):
-        batch = parts[number % len(parts)]
-        start = time.perf_counter()
-        float(learner.step(batch, learner.local_sums(batch), 0, 1).loss)
-        times.append(time.perf_counter() - start)
+    seconds = _step_seconds(learner, parts)
     found = learner.tables.lookup(parts[0].ids_BC, learner.layout)
     return StepPoint(
         rows,
         threads,
-        median(times[_WARM_UP:]),
+        seconds,
         tuple(learner.tables.distinct(found)),
         max(0, _status_bytes("VmHWM") - built_bytes),
     )
 
 
-def _exchanged(rank: int, meeting: str) -> tuple[float, float]:
-    """Collective. Latency of an exchange, and bytes a second out of a rank."""
+def _step_seconds(learner: Learner, batches: list[Batch]) -> float:
+    """Collective. Median of some steps."""
+    times = []
+    for number in range(_WARM_UP + _STEPS):
+        batch = batches[number % len(batches)]
+        start = time.perf_counter()
+        sums = collectives.sum_(learner.local_sums(batch))
+        float(learner.step(batch, sums, 0, 1).loss)
+        times.append(time.perf_counter() - start)
+    return median(times[_WARM_UP:])
+
+
+def _together(
+    rank: int, meeting: str, values: dict[str, Any], threads: int | None
+) -> tuple[float, float, Pair | None]:
+    """Collective. Latency of an exchange, bytes a second out of a rank, and a step of both."""
     torch.set_num_threads(1)
     with collectives.joined(rank, 2, meeting):
         small, large = (_exchange_seconds(size) for size in (_SMALL, _LARGE))
-    return small, (_LARGE - _SMALL) / max(large - small, 1e-9)
+        pair = None if threads is None else _pair(values, threads)
+    return small, (_LARGE - _SMALL) / max(large - small, 1e-9), pair
+
+
+def _pair(values: dict[str, Any], threads: int) -> Pair:
+    """Collective. A batch of the config shared out over both ranks."""
+    job = check(parse(TrainConfig, values, "the config"))
+    torch.set_num_threads(threads)
+    learner = Learner(job.config, _capped(job.schema), torch.device("cpu"))
+    batches = _batches(job, learner)
+    return Pair(len(batches[0]), threads, _step_seconds(learner, batches))
 
 
 def _exchange_seconds(size_bytes: int) -> float:

@@ -171,6 +171,7 @@ POOLED = [
     [some_bags(weighted=True), Bags((3,), (1,))],
     [ALONE],
     [OTHER_ORDER],
+    [Bags(ALONE.columns, (2, 0, 1, 1, 1, 1, 1))],
 ]
 
 
@@ -242,17 +243,24 @@ def test_sixteen_bits_are_those_that_torch_rounds_to(words: list[int]) -> None:
     values = torch.tensor(words, dtype=torch.int64).to(torch.uint32).view(torch.float32)
     values += 0.0  # as a sum: quiet NaN, no negative zero
     n = torch.arange(len(values))
-    pooled = kernels.pool(values.unsqueeze(1), 1, (n, n, None), torch.bfloat16)[0, :, 0]
     wanted = values.to(torch.bfloat16)
     nan = wanted.isnan()
-    assert torch.equal(nan, pooled.isnan())
-    assert torch.equal(wanted[~nan].view(torch.int16), pooled[~nan].view(torch.int16))
+    for pooled_VmD in (
+        kernels.gather(values.unsqueeze(1), 1, n, torch.bfloat16),
+        kernels.pool(values.unsqueeze(1), 1, (n, n, None), torch.bfloat16),
+    ):
+        pooled = pooled_VmD[0, :, 0]
+        assert torch.equal(nan, pooled.isnan())
+        assert torch.equal(wanted[~nan].view(torch.int16), pooled[~nan].view(torch.int16))
 
 
 def test_pooling_of_nothing() -> None:
     none = torch.empty(0, dtype=torch.int64)
-    pooled = kernels.pool(torch.zeros(1, 6), 2, (none, none, None), torch.float32)
-    assert pooled.shape == (2, 0, 3)
+    for pooled in (
+        kernels.pool(torch.zeros(1, 6), 2, (none, none, None), torch.float32),
+        kernels.gather(torch.zeros(1, 6), 2, none, torch.float32),
+    ):
+        assert pooled.shape == (2, 0, 3)
     columns = np.zeros((1, 6), np.int64)
     for some in (columns, columns[:0]):
         summed, squares = kernels.sum_bagged_runs(some, (none, none), (2, 3), with_squares=True)
@@ -263,8 +271,8 @@ EVERY_ROW_LOOP = """
 import torch
 from raymtl.embedding import kernels
 n = torch.arange(4)
-for starts in (n, n[:2]):
-    kernels.pool(torch.zeros(4, 6), 2, (n, starts, None), torch.float32)
+kernels.gather(torch.zeros(4, 6), 2, n, torch.float32)
+kernels.pool(torch.zeros(4, 6), 2, (n, n[:2], None), torch.float32)
 values, sums = torch.zeros(4, 6), torch.zeros(4, 2)
 columns = torch.zeros(1, 6, dtype=torch.int64).numpy()
 kernels.sum_bagged_runs(columns, (n, n), (2, 3), True)

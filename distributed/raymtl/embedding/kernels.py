@@ -50,6 +50,16 @@ def find_runs(keys_n: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     return None if found < 0 else (unique[:found], order, starts[:found])
 
 
+def gather(values: Tensor, views: int, place_n: Tensor, dtype: torch.dtype) -> Tensor:
+    """`pool` of bags of one row without weights."""
+    width, low = values.shape[1] // views, dtype == torch.bfloat16
+    out = torch.empty(views, len(place_n), width, dtype=dtype)
+    copy, bases = row_loops.gather(views, width), (values.data_ptr(), out.data_ptr())
+    places = place_n.numpy()
+    _in_parts(len(places), lambda a, b: copy(bases, places, low, a, b))
+    return out
+
+
 def pool(values: Tensor, views: int, places: Places, dtype: torch.dtype) -> Tensor:
     """Sums rows bag by bag, views one behind the other: (views, m, D) of float32 or bfloat16.
 
@@ -59,11 +69,6 @@ def pool(values: Tensor, views: int, places: Places, dtype: torch.dtype) -> Tens
     place, starts, weights = places
     width, low = values.shape[1] // views, dtype == torch.bfloat16
     out = torch.empty(views, len(starts), width, dtype=dtype)
-    if weights is None and len(place) == len(starts):
-        gather, array = row_loops.gather(views, width), place.numpy()
-        bases = values.data_ptr(), out.data_ptr()
-        _in_parts(len(starts), lambda a, b: gather(bases, array, low, a, b))
-        return out
     held = torch.empty(0) if weights is None else weights
     arrays, sum_bags = tuple(t.numpy() for t in (place, starts, held)), row_loops.pool(views, width)
 

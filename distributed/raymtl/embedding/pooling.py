@@ -33,8 +33,12 @@ class _Pool(torch.autograd.Function):
     ) -> Tensor:
         del anchor
         ctx.group, ctx.bags = group, bags
+        kernels = compiled(group.values)
+        if kernels and _each_alone(bags):
+            places_n = _chosen(group.place_BC, bags).flatten()
+            return kernels.gather(group.values, group.views, places_n, dtype)
         places = _places(group.place_BC, bags)
-        if kernels := compiled(group.values):
+        if kernels:
             return kernels.pool(group.values, group.views, places, dtype)
         summed = sum_bags(group.values, *places).unflatten(1, (group.views, -1))
         return summed.transpose(0, 1).to(dtype).contiguous()
@@ -67,10 +71,10 @@ def sum_runs(grads: Tensor, runs: Runs, views: int) -> tuple[Tensor, Tensor]:
 
 def _summed(group: GroupRows, with_squares: bool) -> tuple[Tensor, Tensor]:
     pooled, group.pooled = group.pooled, []
-    width = group.values.shape[1] // group.views
+    width, num_columns = group.values.shape[1] // group.views, len(group.columns)
     if kernels := compiled(group.values):
         runs = group.runs.order_n, group.runs.starts_U
-        if len(pooled) == 1 and _each_alone(pooled[0][1], len(group.columns)):
+        if len(pooled) == 1 and _each_alone(bags := pooled[0][1]) and _are_all(bags, num_columns):
             return kernels.sum_runs(pooled[0][0], runs, with_squares)
         columns = _sources(group, pooled)
         return kernels.sum_bagged_runs(columns, runs, (group.views, width), with_squares)
@@ -80,13 +84,13 @@ def _summed(group: GroupRows, with_squares: bool) -> tuple[Tensor, Tensor]:
     return grads, squares(grads, group.views) if with_squares else grads.new_empty(0)
 
 
-def _each_alone(bags: Bags, num_columns: int) -> bool:
-    """Whether the bags are the ids themselves: of every column one, without weights."""
-    no_weights = bags.weights_BK is None
-    return no_weights and len(bags.sizes) == num_columns and _all_in_order(bags, num_columns)
+def _each_alone(bags: Bags) -> bool:
+    """Whether each is of one id, without a weight."""
+    return bags.weights_BK is None and bags.sizes == (1,) * len(bags.columns)
 
 
-def _all_in_order(bags: Bags, num_columns: int) -> bool:
+def _are_all(bags: Bags, num_columns: int) -> bool:
+    """Whether their columns are all of the group's, as they stand."""
     return bags.columns == tuple(range(num_columns))
 
 
@@ -105,10 +109,15 @@ def _summed_plainly(group: GroupRows, grad_VmD: Tensor, bags: Bags) -> Tensor:
 
 def _places(place_BC: Tensor, bags: Bags) -> tuple[Tensor, Tensor, Tensor | None]:
     """Of the columns that are pooled: (B * K) places, where bags begin among them, weights."""
-    place_BK = place_BC if _all_in_order(bags, place_BC.shape[1]) else place_BC[:, bags.columns]
+    place_BK = _chosen(place_BC, bags)
     starts_m = _starts(len(place_BK), bags.sizes, place_BK.device)
     weights_n = None if bags.weights_BK is None else bags.weights_BK.flatten()
     return place_BK.flatten(), starts_m, weights_n
+
+
+def _chosen(place_BC: Tensor, bags: Bags) -> Tensor:
+    """Of the columns that are pooled: (B, K)."""
+    return place_BC if _are_all(bags, place_BC.shape[1]) else place_BC[:, bags.columns]
 
 
 def _sources(group: GroupRows, pooled: list[tuple[Tensor, Bags]]) -> np.ndarray:

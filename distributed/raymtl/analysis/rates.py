@@ -102,11 +102,10 @@ def rates(
     if path.exists() and not fresh:
         return _rates_of(json.loads(path.read_text(encoding="utf-8")))
     with environment(LOCAL_ENVIRONMENT | WORKER_ENVIRONMENT), tempfile.TemporaryDirectory() as at:
-        context = multiprocessing.get_context("spawn")
+        context, values = multiprocessing.get_context("spawn"), config.model_dump(mode="json")
         with context.Pool(1) as pool:
-            found = pool.apply(_measured, (config.model_dump(mode="json"), tuple(points)))
+            found = pool.apply(_measured, (values, tuple(points)))
         with context.Pool(2) as pool:
-            values = config.model_dump(mode="json")
             jobs = [(rank, f"{at}/meeting", values, pair_threads) for rank in range(2)]
             latency_s, bytes_per_s, pair = pool.starmap(_together, jobs, chunksize=1)[0]
     found |= {"latency_s": latency_s, "bytes_per_s": bytes_per_s, "pair": pair and asdict(pair)}

@@ -157,7 +157,7 @@ class ShardedTables:
         """Collective. After backward: brings row gradients to their owners, summed in rank order.
 
         Returns:
-            A part of each group's sharded rows and one of its replicated ones, where there are any.
+            A part of each group's sharded rows, and one of its replicated ones where it has any.
             A row that was looked up appears even where its gradient is zero.
         """
         parts = []
@@ -165,11 +165,10 @@ class ShardedTables:
             index, grads, squares = self._bring(group)
             middle, stop = plan.num_sharded[self.rank], plan.num_rows(self.rank)
             cut = int(torch.searchsorted(index, middle))
-            sharded = RowPart(store, 0, middle, index[:cut], grads[:cut], True, squares[:cut])
-            copies = RowPart(
-                store, middle, stop, index[cut:], grads[cut:], self.rank == 0, squares[cut:]
-            )
-            parts += [part for part in (sharded, copies) if part.start < part.stop]
+            parts.append(RowPart(store, 0, middle, index[:cut], grads[:cut], True, squares[:cut]))
+            if plan.replicated:
+                copies = index[cut:], grads[cut:], self.rank == 0, squares[cut:]
+                parts.append(RowPart(store, middle, stop, *copies))
         return parts
 
     def distinct(self, rows: Rows) -> list[tuple[int, int, int]]:

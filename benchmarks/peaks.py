@@ -6,12 +6,16 @@ A peak is the kernel's VmHWM, shared pages of the object store included.
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 Peaks = dict[str, int]
 """Kind of process -> bytes."""
+LOOK_S = 1.0
+"""Between two looks at all processes. The kernel keeps their peaks; looking takes some
+milliseconds from what runs."""
 
 
 def peaks_of(command: Sequence[str], folder: Path) -> tuple[Peaks, float]:
@@ -28,7 +32,8 @@ def peaks_of(command: Sequence[str], folder: Path) -> tuple[Peaks, float]:
             for process in [root, *root.children(recursive=True)]:
                 kind, peak = kind_and_peak(process, root.pid)
                 peaks[kind] = max(peaks.get(kind, 0), peak)
-            time.sleep(0.1)
+            with suppress(subprocess.TimeoutExpired):
+                running.wait(LOOK_S)
     if running.returncode:
         raise SystemExit(f"{' '.join(command)[:80]} failed with exit code {running.returncode}")
     return peaks, time.monotonic() - start

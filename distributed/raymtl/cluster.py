@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
 from ray.util import get_node_ip_address
 
 from raymtl.auth import require_private_token
@@ -32,6 +32,8 @@ LOCAL_ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     # A process that watches for nodes about to leave: here is one, which does not.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Processes for tasks to come: those that wait wake 100 times a second, beside what trains.
+    "RAY_prestart_worker_first_driver": "0",
 } | (
     # Without it gloo looks up the host's name, which some distributions map to an address that no
     # interface has (127.0.1.1).
@@ -113,6 +115,8 @@ def start_local(
     if not dashboard:
         # Ray's table of all tasks ever done grows with the log, and only the dashboard shows it.
         settings["RAY_task_events_report_interval_ms"] = "0"
+        # Neither does anything else show what its agent finds out about all processes.
+        settings["REPORTER_UPDATE_INTERVAL_MS"] = "60000"
     with environment(LOCAL_ENVIRONMENT | settings), _on_loopback():
         ray.init(
             address="local",
@@ -125,6 +129,19 @@ def start_local(
             runtime_env=runtime_env,
             _node_ip_address=LOOPBACK,
         )
+    # It looks through all logs ten times a second for lines to show here, which is not asked for.
+    _node().kill_log_monitor()
+
+
+def started_here() -> bool:
+    """Whether this process started the Ray it uses, which then ends with it."""
+    node = _node()
+    return node is not None and node.is_head()
+
+
+def _node() -> Any:
+    """Ray's node as this driver holds it; null in a worker."""
+    return worker._global_node
 
 
 @contextmanager

@@ -17,7 +17,13 @@ from ray.util.metrics import Gauge
 
 from raymtl import collectives, footprint, status
 from raymtl.batch import Batch
-from raymtl.cluster import DATA_CPUS_PER_WORKER, environment, session, worker_environment
+from raymtl.cluster import (
+    DATA_CPUS_PER_WORKER,
+    environment,
+    session,
+    started_here,
+    worker_environment,
+)
 from raymtl.config import TrainConfig, parse
 from raymtl.data import ingest
 from raymtl.data.feed import feed
@@ -111,7 +117,7 @@ def run_workers(
     """
     launch, failure = config.launch, config.failure
     board = new_board()
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         _guarded,
         train_loop_config={
             "work": work,
@@ -155,6 +161,20 @@ def run_workers(
     if "error" in outcome:
         raise status.from_dict(outcome["error"])
     return outcome["result"]
+
+
+class _Trainer(TorchTrainer):
+    """Without those of Ray Train's actors that have nothing to do here.
+
+    Each is a process that wakes 100 times a second, on cores that train.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        unused = {"DatasetsCallback"}  # each rank makes its own dataset
+        if started_here():  # then placement groups end with this process
+            unused.add("PlacementGroupCleanerCallback")
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if type(callback).__name__ not in unused]
 
 
 def _guarded(payload: dict[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,14 @@ LEAVING_S = 5
 
 
 class Backend(TorchBackend):
-    """Asks every worker to leave the group; one that hangs does not answer, and Ray waits 30 s."""
+    """No group for a worker of its own; an end that does not wait long for workers that hang."""
 
+    def on_start(self, worker_group, backend_config: TorchConfig) -> None:
+        # Collectives of one rank are the identity, and gloo's threads wake 100 times a second.
+        if len(worker_group) > 1:
+            super().on_start(worker_group, backend_config)
+
+    # Asks every worker to leave the group; one that hangs does not answer, and Ray waits 30 s.
     def on_shutdown(self, worker_group, backend_config: BackendConfig) -> None:
         with environment({"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": str(LEAVING_S)}):
             super().on_shutdown(worker_group, backend_config)

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 
 from helpers.disturber import Disturber
 from helpers.logs import small_log
 from helpers.own_model import Linear
 from helpers.training import bytes_of, read_lines, train_config
-from raymtl import alone, launch
+from raymtl import alone, collectives, launch
 from raymtl.config import TrainConfig, override, parse
 from raymtl.errors import IdOutOfRange, InputError
 from raymtl.models import registry
@@ -92,6 +93,32 @@ def test_a_local_ray_listens_on_loopback_only_and_asks_for_a_token(undisturbed: 
 def test_a_local_ray_without_dashboard_keeps_no_table_of_its_tasks(undisturbed: Any) -> None:
     time.sleep(1.5)  # Ray's usual pause between reports of tasks, and more
     assert ray.timeline() == []
+
+
+def test_a_local_ray_has_no_process_that_reads_logs_for_nobody(undisturbed: Any) -> None:
+    commands = [" ".join(p.cmdline()) for p in psutil.Process().children(recursive=True)]
+    assert any("raylet" in command for command in commands)
+    assert not [command for command in commands if "log_monitor" in command]
+
+
+def group_of(payload: dict[str, Any]) -> dict[str, Any]:
+    """What a rank finds itself in, and Ray's actors beside it."""
+    del payload
+    wanted = (torch.distributed.is_initialized(), collectives.world_size(), collectives.rank())
+    actors = [" ".join(p.cmdline()) for p in psutil.process_iter()]
+    return {"group": wanted, "actors": [name for name in actors if name.startswith("ray::")]}
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_worker_of_its_own_has_no_process_group_and_none_has_actors_without_work(
+    num_workers: int, log: str, tmp_path: Path
+) -> None:
+    small = config(log, f"launch.num_workers={num_workers}")
+    found = launch.run_workers(group_of, {}, small, str(tmp_path), print)
+    assert found["group"] == (num_workers > 1, num_workers, 0)
+    beside = " ".join(found["actors"])
+    assert "ray::RayTrainWorker" in beside
+    assert "DatasetManager" not in beside and "PlacementGroupCleaner" not in beside
 
 
 def connections(process: psutil.Process) -> list[Any]:

@@ -30,8 +30,9 @@ _CHUNKS_IN_FLIGHT = 8
 """Decoded chunks of a stream in the object store, besides those that its reader has asked for."""
 _LEAST_IN_FLIGHT = 64 * 2**20
 """Bytes that a stream may have in the object store however small its chunks are."""
-_REST_S = 0.03
-"""Before the next turn of a dataset's scheduling, where nothing was to be done."""
+_REST_S = 0.03, 0.12
+"""Before the next turn of a dataset's scheduling, where nothing was to be done: at first, and the
+longest, twice as long each time."""
 _ORIGIN_BYTES = 16
 """File and row of one row, kept beside its decoded columns."""
 
@@ -98,16 +99,19 @@ class Paced(ExecutionCallback):
     """
 
     def __init__(self) -> None:
-        self._done = -1
+        self._done, self._rest_s = -1, _REST_S[0]
 
     def on_execution_step(self, executor: Any) -> None:
         """After each turn of the loop; one that brought nothing on is followed by a rest."""
         of_all = [op.metrics for op in executor._topology]
         done = sum(m.num_tasks_submitted + m.num_task_outputs_generated for m in of_all)
         done += sum(m.num_tasks_finished for m in of_all)
-        if done == self._done:
-            time.sleep(_REST_S)
-        self._done = done
+        first_s, longest_s = _REST_S
+        if done != self._done:
+            self._done, self._rest_s = done, first_s
+            return
+        time.sleep(self._rest_s)
+        self._rest_s = min(2 * self._rest_s, longest_s)
 
 
 def iterate(

@@ -10,6 +10,8 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from raymtl.progress import Board
+
 LONGEST = 200
 """Characters of an error's text that a line shows."""
 
@@ -17,13 +19,13 @@ LONGEST = 200
 class FailureLines(UserCallback):
     """Says on the board what failed, before the workers start anew or the run ends."""
 
-    def __init__(self, board: Any):
+    def __init__(self, board: Board):
         self._board = board
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Called by Ray Train's controller."""
         del run_context
-        self._board.say.remote(f"warning: {reason(worker_exceptions)}")
+        self._board.say(f"warning: {reason(worker_exceptions)}")
 
 
 def reason(errors: Mapping[int, Exception]) -> str:

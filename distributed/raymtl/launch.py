@@ -34,7 +34,7 @@ from raymtl.learner import Learner
 from raymtl.models import registry
 from raymtl.preflight import check_run, describe
 from raymtl.process_group import ProcessGroup
-from raymtl.progress import Show, new_board, shown
+from raymtl.progress import Board, Show, shown
 from raymtl.run import MetricLines, Run
 from raymtl.saving import Saver
 from raymtl.schema import LogSchema
@@ -116,7 +116,7 @@ def run_workers(
     restarts the group, up to failure.max_failures times.
     """
     launch, failure = config.launch, config.failure
-    board = new_board()
+    board = Board()
     trainer = _Trainer(
         _guarded,
         train_loop_config={
@@ -202,12 +202,12 @@ def train_rank(payload: dict[str, Any]) -> dict[str, Any]:
     board, leads = payload["board"], collectives.rank() == 0
 
     def warn(text: str) -> None:
-        board.say.remote(f"warning: {text}")
+        board.say(f"warning: {text}")
 
     read = reader_on_ray(config, reserve=not resizable, warn=warn)
     source = LogSource(config, schema, train_index, valid_index, read, warn)
     saver = Saver(run, learner, train_index.digest)
-    board.say.remote(
+    board.say(
         f"rank {collectives.rank()} of {collectives.world_size()}: process {os.getpid()} on "
         f"{ray.util.get_node_ip_address()}"
     )
@@ -220,7 +220,7 @@ def train_rank(payload: dict[str, Any]) -> dict[str, Any]:
     if leads:
         lines.cut_back(trainer.state.step)
         if trainer.state.step:
-            board.say.remote(f"going on from step {trainer.state.step} ({saver.last_complete})")
+            board.say(f"going on from step {trainer.state.step} ({saver.last_complete})")
     state = trainer.run()
     return {
         "state": asdict(state),
@@ -263,7 +263,7 @@ def reader_on_ray(
     return read
 
 
-def _reports(run: Run, lines: MetricLines, board: Any) -> Reports:
+def _reports(run: Run, lines: MetricLines, board: Board) -> Reports:
     events = EventWriter(run.folder)
 
     gauges = Gauges(run.url.rpartition("/")[2])
@@ -274,12 +274,12 @@ def _reports(run: Run, lines: MetricLines, board: Any) -> Reports:
         gauges.set(values)
         for part, words in SCORED.items():
             if any(key.startswith(part) for key in values):
-                board.say.remote(_scored_line(values, part, words))
+                board.say(_scored_line(values, part, words))
 
     def checkpointed(step: int, metrics: dict) -> None:
         ray.train.report({"step": step} | {k: v for k, v in metrics.items() if v is not None})
 
-    return Reports(add_line, board.update.remote, checkpointed, lines.flush)
+    return Reports(add_line, board.update, checkpointed, lines.flush)
 
 
 class Gauges:

@@ -1,54 +1,79 @@
-"""Progress from rank 0 to the person at the driver: an actor in between, a bar or plain lines."""
+"""Progress from ranks to the person at the driver: a board in between, a bar or plain lines."""
 
+import json
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+from uuid import uuid4
 
-import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.experimental import internal_kv
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Show = Callable[[str], None]
 """Takes a line for a person."""
-POLL_S = 0.5
-PLAIN_EVERY = 20
+POLL_S = 1.0
+PLAIN_EVERY = 10
 """Polls between two plain progress lines where there is no terminal to draw a bar on."""
+NAMESPACE = b"raymtl"
+ANSWER_S = 5
+"""For Ray's key-value store."""
 
 
-@ray.remote(num_cpus=0)
 class Board:
-    """Holds what rank 0 said last; rank 0 writes and does not wait."""
+    """What ranks say to the driver, in Ray's key-value store; a value that crosses processes.
+
+    An actor would be a process more, which wakes 100 times a second beside what trains. Whoever
+    writes does not fail where the store does: the line is lost then.
+    """
 
     def __init__(self) -> None:
-        self._values: dict[str, Any] = {}
-        self._said: list[str] = []
+        self._prefix = f"board/{uuid4().hex}/"
 
     def update(self, values: dict[str, Any]) -> None:
-        """Replaces the progress values."""
-        self._values = values
+        """Replaces the progress values, which JSON must be able to hold."""
+        self._put("values", json.dumps(values))
 
     def say(self, line: str) -> None:
-        """Adds a line for the person."""
-        self._said.append(line)
+        """Adds a line for the person; lines of one process keep their order."""
+        self._put(f"said/{time.time_ns():020}-{uuid4().hex}", line)
 
     def read(self) -> tuple[dict[str, Any], list[str]]:
-        """The progress values, and the lines said since the last read."""
-        said, self._said = self._said, []
-        return self._values, said
+        """The progress values, and the lines said since the last read.
+
+        Raises:
+            RayError: the store does not answer.
+        """
+        values = _store().internal_kv_get(self._key("values"), NAMESPACE, ANSWER_S)
+        lines = []
+        for key in sorted(_store().internal_kv_keys(self._key("said/"), NAMESPACE, ANSWER_S)):
+            lines.append(_store().internal_kv_get(key, NAMESPACE, ANSWER_S).decode())
+            _store().internal_kv_del(key, False, NAMESPACE, ANSWER_S)
+        return json.loads(values) if values else {}, lines
+
+    def clear(self) -> None:
+        """Takes away all that is left. Raises RayError."""
+        _store().internal_kv_del(self._prefix.encode(), True, NAMESPACE, ANSWER_S)
+
+    def _key(self, name: str) -> bytes:
+        return (self._prefix + name).encode()
+
+    def _put(self, name: str, text: str) -> None:
+        with suppress(RayError):
+            _store().internal_kv_put(self._key(name), text.encode(), True, NAMESPACE, ANSWER_S)
 
 
-def new_board() -> Any:
-    """A board on this process's own node, for another one may go while training goes on."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Board.options(scheduling_strategy=here).remote()
+def _store() -> Any:
+    """The client of Ray's key-value store, in every process that Ray knows."""
+    return internal_kv.internal_kv_get_gcs_client()
 
 
 @contextmanager
-def shown(board: Any, show: Show) -> Iterator[None]:
-    """Shows a board until the block ends."""
+def shown(board: Board, show: Show) -> Iterator[None]:
+    """Shows a board until the block ends, and clears it."""
     ended = threading.Event()
     thread = threading.Thread(target=_follow, args=(board, show, ended), daemon=True)
     thread.start()
@@ -56,10 +81,12 @@ def shown(board: Any, show: Show) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join(timeout=10)
+        thread.join(timeout=3 * ANSWER_S)
+        with suppress(RayError):
+            board.clear()
 
 
-def _follow(board: Any, show: Show, ended: threading.Event) -> None:
+def _follow(board: Board, show: Show, ended: threading.Event) -> None:
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("step"),
@@ -92,10 +119,10 @@ def _follow(board: Any, show: Show, ended: threading.Event) -> None:
         _poll(board, show)
 
 
-def _poll(board: Any, show: Show) -> dict[str, Any]:
+def _poll(board: Board, show: Show) -> dict[str, Any]:
     try:
-        values, said = ray.get(board.read.remote(), timeout=5)
-    except (RayError, TimeoutError):
+        values, said = board.read()
+    except RayError:
         return {}
     for line in said:
         show(line)

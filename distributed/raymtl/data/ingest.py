@@ -30,7 +30,7 @@ _CHUNKS_IN_FLIGHT = 8
 """Decoded chunks of a stream in the object store, besides those that its reader has asked for."""
 _LEAST_IN_FLIGHT = 64 * 2**20
 """Bytes that a stream may have in the object store however small its chunks are."""
-_REST_S = 0.03, 0.12
+_REST_S = 0.03, 0.5
 """Before the next turn of a dataset's scheduling, where nothing was to be done: at first, and the
 longest, twice as long each time."""
 _ORIGIN_BYTES = 16

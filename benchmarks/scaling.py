@@ -96,11 +96,11 @@ def _bytes_of(step: Any) -> float:
     sent, exchange_, sum_ = 0.0, collectives.exchange, collectives.sum_
     rank, world_size = collectives.rank(), collectives.world_size()
 
-    def counted_exchange(send: torch.Tensor, sizes: list[int], *rest: Any) -> Any:
+    def counted_exchange(send: torch.Tensor, sizes: list[int], *rest: Any, **named: Any) -> Any:
         nonlocal sent
         row_bytes = send.nbytes / max(1, len(send))
         sent += row_bytes * sum(n for r, n in enumerate(sizes) if r != rank)
-        return exchange_(send, sizes, *rest)
+        return exchange_(send, sizes, *rest, **named)
 
     def counted_sum(tensor: torch.Tensor, *rest: Any) -> torch.Tensor:
         nonlocal sent

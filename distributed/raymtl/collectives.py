@@ -57,7 +57,11 @@ def sum_(tensor: Tensor, group: Group | None = None) -> Tensor:
 
 
 def exchange(
-    send: Tensor, send_sizes: list[int], receive_sizes: list[int], group: Group | None = None
+    send: Tensor,
+    send_sizes: list[int],
+    receive_sizes: list[int],
+    group: Group | None = None,
+    into: Tensor | None = None,
 ) -> Tensor:
     """Collective. Sends `send[:send_sizes[0]]` to rank 0, the next part to rank 1, and so on.
 
@@ -66,13 +70,14 @@ def exchange(
         send_sizes: W row counts, summing to len(send).
         receive_sizes: W row counts this rank will get.
         group: null for the first group.
+        into: contiguous, of the result's shape and type, to receive in; null for a new tensor.
 
     Returns:
         What this rank got, in rank order: (sum(receive_sizes), *send.shape[1:]).
     """
     if world_size() == 1:
-        return send
-    received = send.new_empty((sum(receive_sizes), *send.shape[1:]))
+        return send if into is None else into.copy_(send)
+    received = send.new_empty((sum(receive_sizes), *send.shape[1:])) if into is None else into
     dist.all_to_all_single(received, send, receive_sizes, send_sizes, group=group)
     return received
 

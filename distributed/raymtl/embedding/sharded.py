@@ -250,9 +250,16 @@ class ShardedTables:
         """Collective. Answers what was asked of this rank; its own rows, and PAD's."""
         if route is None:
             return store.padded
-        reply = gather_rows(store.values, route.wanted_n)
-        rows = collectives.exchange(reply.to(self._wire), route.wanted, route.owned).float()
-        return torch.cat([rows, gather_rows(store.padded, route.copies_n)])
+        reply = gather_rows(store.values, route.wanted_n).to(self._wire)
+        num_came, num_copies = sum(route.owned), len(route.copies_n)
+        rows = store.padded.new_empty(num_came + num_copies, store.padded.shape[1])
+        came = rows[:num_came]
+        if self._wire == came.dtype:
+            collectives.exchange(reply, route.wanted, route.owned, into=came)
+        else:
+            came.copy_(collectives.exchange(reply, route.wanted, route.owned))
+        rows[num_came:] = gather_rows(store.padded, route.copies_n)
+        return rows
 
     def _bring(self, group: GroupRows) -> tuple[Tensor, Tensor, Tensor]:
         """Collective. The distinct local rows, ascending, and their gradients summed over ranks.

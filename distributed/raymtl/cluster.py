@@ -130,7 +130,7 @@ def start_local(
             _node_ip_address=LOOPBACK,
         )
     # It looks through all logs ten times a second for lines to show here, which is not asked for.
-    _node().kill_log_monitor()
+    _node().kill_log_monitor(check_alive=False)
 
 
 def started_here() -> bool:

@@ -47,12 +47,14 @@ class Board:
         Raises:
             RayError: the store does not answer.
         """
-        values = _store().internal_kv_get(self._key("values"), NAMESPACE, ANSWER_S)
-        lines = []
-        for key in sorted(_store().internal_kv_keys(self._key("said/"), NAMESPACE, ANSWER_S)):
-            lines.append(_store().internal_kv_get(key, NAMESPACE, ANSWER_S).decode())
-            _store().internal_kv_del(key, False, NAMESPACE, ANSWER_S)
-        return json.loads(values) if values else {}, lines
+        store = _store()
+        values = store.internal_kv_get(self._key("values"), NAMESPACE, ANSWER_S)
+        keys = sorted(store.internal_kv_keys(self._key("said/"), NAMESPACE, ANSWER_S))
+        # All lines are here before one is taken away: an answer that fails to come loses none.
+        lines = store.internal_kv_multi_get(keys, NAMESPACE, ANSWER_S) if keys else {}
+        for key in keys:
+            store.internal_kv_del(key, False, NAMESPACE, ANSWER_S)
+        return json.loads(values) if values else {}, [lines[key].decode() for key in keys]
 
     def clear(self) -> None:
         """Takes away all that is left. Raises RayError."""

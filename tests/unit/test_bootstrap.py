@@ -8,7 +8,7 @@ import pytest
 from raymtl.analysis import bootstrap
 from raymtl.analysis.bootstrap import Draws, Interval, interval, metrics_of_draws
 from raymtl.analysis.cells import Outcomes
-from raymtl.analysis.gains import verdict
+from raymtl.analysis.gains import over_seeds, verdict
 from raymtl.analysis.views import Units, View, views_of
 from raymtl.scores import auc, calibration, gauc, log_loss, mae, rmse
 
@@ -166,3 +166,18 @@ def test_too_few_draws_with_a_value_give_no_interval() -> None:
 )
 def test_a_verdict_is_the_words_of_its_interval(low, high, metric, said) -> None:
     assert verdict(Interval(low, high), metric) == said
+
+
+def test_the_interval_over_seeds_is_students() -> None:
+    found = over_seeds([0.001, -0.002, 0.004])
+    # Mean .001, standard deviation .003, t(2) 4.302653.
+    half = 4.302653 * 0.003 / 3**0.5
+    assert found == pytest.approx((0.001 - half, 0.001 + half), abs=1e-8)
+    assert over_seeds([0.001, -0.002]) == Interval(None, None)
+
+
+def test_an_interval_over_seeds_covers_the_truth_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    intervals = [over_seeds(generator.normal(0.5, 2.0, 3).tolist()) for _ in range(2000)]
+    covered = sum(low <= 0.5 <= high for low, high in intervals if low and high)
+    assert 1870 <= covered <= 1930  # 1900 expected, standard deviation 9.7

@@ -12,9 +12,11 @@ import pytest
 
 from helpers.comparison import cell, drawn_log, run_folder, schema_of, silent, write_log
 from raymtl.analysis import Cell, Options, compare
+from raymtl.analysis.gains import over_seeds
 from raymtl.analysis.runs import read_training
 from raymtl.errors import InputError
 from raymtl.scores import auc, gauc
+from raymtl_jobs.compare import show
 
 LABELS = ("single_task", "good", "same", "bad")
 QUICK = Options(num_draws=100)
@@ -73,6 +75,33 @@ def test_a_gain_is_the_mean_difference_over_the_seeds_both_have(made) -> None:
     d = gain(found, "good", 0)
     assert d.num_pairs == 2
     assert d.value == pytest.approx(np.mean(good) - np.mean(single))
+
+
+def test_a_difference_that_one_seed_makes_is_called_one_of_these_seeds(
+    tmp_path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, truth_NT = drawn_log(tmp_path / "test")
+    noises = {"plain": (1.0, 1.0, 1.0), "unlucky": (9.0, 1.0, 1.0), "bad": (9.0, 9.0, 9.0)}
+    cells = [
+        cell(label, seed, truth_NT, noise)
+        for label, of_seeds in noises.items()
+        for seed, noise in enumerate(of_seeds)
+    ]
+    # In any order: pairs go by seed.
+    found = compare(cells[::-1], log, schema_of(), None, str(tmp_path), Options("plain"), silent)
+    unlucky, bad = gain(found, "unlucky", 0), gain(found, "bad", 0)
+    assert (unlucky.verdict, bad.verdict) == ("worse", "worse")
+    assert (unlucky.depends_on_seeds, bad.depends_on_seeds) == (True, False)
+    auc_of = {(m.cell.label, m.cell.seed): m.points[0]["auc"] for m in found.measured}
+    pairs = [auc_of["unlucky", s] - auc_of["plain", s] for s in range(3)]
+    assert pairs[1:] == [0.0, 0.0]
+    wanted = over_seeds(pairs)
+    assert (unlucky.seeds_low, unlucky.seeds_high) == pytest.approx(wanted)
+    show(found)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "click" in line]
+    assert ["for these seeds" in line for line in lines] == ["unlucky" in line for line in lines]
+    page = (tmp_path / "report.html").read_text()
+    assert f"seeds [−{-wanted.low:.4f}, +{wanted.high:.4f}]" in page  # pyright: ignore
 
 
 def test_the_bins_of_a_pair_hold_all_rows_and_users_once(made) -> None:

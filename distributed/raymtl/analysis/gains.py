@@ -1,4 +1,4 @@
-"""Differences of two models: the mean over seeds, its interval, and what may be said of it.
+"""Differences of two models: the mean over seeds, its intervals, and what may be said of it.
 
 MTL gain is PLE's eq. 11: M_multi - M_single where more is better, M_single - M_multi otherwise; so
 above 0 the model is the better one, in every metric.
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from raymtl.analysis.bootstrap import NOISE, Interval, interval
 from raymtl.analysis.cells import Cell
@@ -18,6 +19,8 @@ COMPARED = ("auc", "gauc", *LOWER_IS_BETTER)
 """Metrics that have an order; calibration is best at 1 and has none."""
 IN_AUC = ("auc", "gauc")
 """Metrics whose differences can be within noise."""
+FEWEST_PAIRS = 3
+"""Pairs of seeds from which there is an interval over seeds."""
 Points = dict[str, float | int | None]
 
 
@@ -43,11 +46,22 @@ class Difference:
     value: float | None
     """Mean over seeds; above 0 where the model is the better one."""
     low: float | None
+    """Of the interval over users, which takes the trained models as they are."""
     high: float | None
     verdict: str
     """`better`, `worse`, `within noise`, `undecided`, or `unknown` where no interval exists."""
     num_pairs: int
     """Seeds that both have; 0 where they share none and means over seeds are compared."""
+    seeds_low: float | None
+    """Of the interval over pairs of seeds, which takes the users as they are; see `over_seeds`."""
+    seeds_high: float | None
+
+    @property
+    def depends_on_seeds(self) -> bool:
+        """Whether one is better over users, but not over seeds: other trainings may turn it."""
+        if self.seeds_low is None or self.seeds_high is None:
+            return False
+        return self.verdict in ("better", "worse") and self.seeds_low <= 0 <= self.seeds_high
 
 
 def differences(
@@ -60,8 +74,10 @@ def differences(
         references: the cells of the model it is compared with.
     """
     seeds = {m.cell.seed for m in models} & {m.cell.seed for m in references}
-    ours = [m for m in models if not seeds or m.cell.seed in seeds]
-    theirs = [m for m in references if not seeds or m.cell.seed in seeds]
+    ours, theirs = (
+        sorted((m for m in side if not seeds or m.cell.seed in seeds), key=lambda m: m.cell.seed)
+        for side in (models, references)
+    )
     found = []
     for v, view in enumerate(views):
         pair = (view.pair.a, view.pair.b) if view.pair else None
@@ -69,6 +85,7 @@ def differences(
             value, draws_R = _difference(ours, theirs, v, metric)
             between = interval(draws_R)
             said = verdict(between, metric) if value is not None else "unknown"
+            of_pairs = _of_pairs(ours, theirs, v, metric) if seeds and value is not None else []
             found.append(
                 Difference(
                     ours[0].cell.label,
@@ -82,6 +99,7 @@ def differences(
                     between.high,
                     said,
                     len(seeds),
+                    *over_seeds(of_pairs),
                 )
             )
     return found
@@ -101,6 +119,28 @@ def verdict(between: Interval, metric: str) -> str:
         return "worse"
     narrow = between.half_width <= NOISE and metric in IN_AUC
     return "within noise" if narrow else "undecided"
+
+
+def over_seeds(values: Sequence[float]) -> Interval:
+    """Student's 95 % interval of the mean of what single pairs of seeds give.
+
+    It holds what training leaves to chance: fp32 alone, summed in another order, moves AUC by some
+    thousandths. Both ends are None below `FEWEST_PAIRS`.
+    """
+    if len(values) < FEWEST_PAIRS:
+        return Interval(None, None)
+    mean, error = float(np.mean(values)), np.std(values, ddof=1) / np.sqrt(len(values))
+    half = float(stats.t.ppf(0.975, len(values) - 1) * error)
+    return Interval(mean - half, mean + half)
+
+
+def _of_pairs(
+    ours: Sequence[Measured], theirs: Sequence[Measured], view: int, metric: str
+) -> list[float]:
+    """Of each seed that both have."""
+    both = zip(ours, theirs, strict=True)
+    found = [_difference([a], [b], view, metric)[0] for a, b in both]
+    return [value for value in found if value is not None]
 
 
 def _difference(

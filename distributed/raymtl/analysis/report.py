@@ -77,8 +77,10 @@ def _method(found: Comparison) -> list[str]:
         f"{options.seed}, the same draws for every run; percentiles 2.5 and 97.5. Rows without a "
         "user are drawn one by one.",
         "Differences are means over the seeds that both models have (over each one's own seeds "
-        "where they share none). An interval covers the choice of users, not that of seeds; the "
-        "spread over seeds, a standard deviation, shows the latter. MTL gain (PLE, eq. 11) is "
+        "where they share none). An interval covers the choice of users, not what training leaves "
+        "to chance: that is in the spread over seeds, a standard deviation, and in a second "
+        "interval over pairs of seeds (Student's t, from three pairs on; in result.json), which "
+        "is shown where the first leaves out 0 and it does not. MTL gain (PLE, eq. 11) is "
         "positive where the model is better, for log loss too.",
         f"Verdicts: {signs}. Within noise: the interval holds 0 and its half-width is at most "
         f"{NOISE} AUC. Undecided: it holds 0 and is wider.",

@@ -63,10 +63,16 @@ def gain_cell(found: Comparison, label: str, view: int, metric: str) -> str:
 
 
 def said(d: Difference) -> str:
-    """`▲ +0.0031 [0.0012, 0.0050]`, the sign explained for those who hear it."""
+    """`▲ +0.0031 [0.0012, 0.0050]`, the sign explained for those who hear it.
+
+    Below it the interval over seeds where that one holds 0 and the first does not.
+    """
     kind = d.verdict if d.verdict in ("better", "worse") else "plain"
+    between = [f"[{signed(d.low)}, {signed(d.high)}]"]
+    if d.depends_on_seeds:
+        between.append(f"seeds [{signed(d.seeds_low)}, {signed(d.seeds_high)}]")
     return Raw(
         f'<span class="{kind}"><span role="img" aria-label="{d.verdict}" title="{d.verdict}">'
         f"{SIGNS[d.verdict]}</span> {signed(d.value)}</span> "
-        f'<span class="small below">[{signed(d.low)}, {signed(d.high)}]</span>'
+        + " ".join(f'<span class="small below">{text}</span>' for text in between)
     )

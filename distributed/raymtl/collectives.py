@@ -83,15 +83,15 @@ def exchange(
 
 
 def exchange_sizes(
-    sizes: list[int], device: torch.device | None = None, group: Group | None = None
-) -> list[int]:
-    """Collective. Rank r's sizes[q] arrives as rank q's result[r]."""
+    *sizes: list[int], device: torch.device | None = None, group: Group | None = None
+) -> list[list[int]]:
+    """Collective. Of each list, rank r's sizes[q] arrives as rank q's result[r]."""
     if world_size() == 1:
-        return sizes
-    send = torch.tensor(sizes, dtype=torch.int64, device=device)
+        return list(sizes)
+    send = torch.tensor(sizes, dtype=torch.int64, device=device).t().contiguous()
     received = torch.empty_like(send)
     dist.all_to_all_single(received, send, group=group)
-    return received.tolist()
+    return received.t().tolist()
 
 
 def gather_bytes(

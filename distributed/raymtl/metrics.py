@@ -204,7 +204,7 @@ def _sampled(rows: _Rows, halvings: int) -> _Rows:
 
 def _of_all_ranks(number: int, device: torch.device | None) -> list[int]:
     """Collective. Every rank's number, in rank order."""
-    return collectives.exchange_sizes([number] * collectives.world_size(), device)
+    return collectives.exchange_sizes([number] * collectives.world_size(), device=device)[0]
 
 
 def _summed(numbers: np.ndarray, device: torch.device | None) -> np.ndarray:
@@ -219,7 +219,7 @@ def _routed(rows: _Rows, rank_B: np.ndarray, device: torch.device | None) -> _Ro
         return rows
     order = np.argsort(rank_B, kind="stable")
     sizes = np.bincount(rank_B, minlength=num_ranks).tolist()
-    receive = collectives.exchange_sizes(sizes, device)
+    [receive] = collectives.exchange_sizes(sizes, device=device)
     parts = (rows.group_B, rows.score_BT, rows.signed_BT)
     sent = (torch.from_numpy(part[order]).to(device) for part in parts)
     return _Rows(*(collectives.exchange(part, sizes, receive).cpu().numpy() for part in sent))

@@ -237,14 +237,14 @@ class ShardedTables:
             pieces.append(plan.replicated_index(replicated, owner))
         owned = [len(piece) for piece in pieces[::2]]
         sent = [n + len(replicated) for n in owned]
-        received = collectives.exchange_sizes(sent, self._device, group)
+        wanted, received = collectives.exchange_sizes(owned, sent, device=self._device, group=group)
         asked_n = collectives.exchange(torch.cat(pieces), sent, received, group)
         copies_n = pieces[2 * self.rank + 1]
         copies_n = torch.cat([copies_n, copies_n.new_tensor([plan.num_rows(self.rank)])])
-        sharded_n = asked_n < plan.num_sharded[self.rank]
-        wanted = [int(part.sum()) for part in sharded_n.split(received)]
+        came = asked_n.split(received)
+        wanted_n = torch.cat([part[:num] for part, num in zip(came, wanted, strict=True)])
         runs = find_runs(asked_n)
-        return _Route(owned, sent, received, runs, asked_n[sharded_n], wanted, copies_n)
+        return _Route(owned, sent, received, runs, wanted_n, wanted, copies_n)
 
     def _fetch(self, store: RowStore, route: _Route | None) -> Tensor:
         """Collective. Answers what was asked of this rank; its own rows, and PAD's."""

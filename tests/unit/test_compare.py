@@ -92,7 +92,7 @@ def test_a_difference_that_one_seed_makes_is_called_one_of_these_seeds(
     unlucky, bad = gain(found, "unlucky", 0), gain(found, "bad", 0)
     assert (unlucky.verdict, bad.verdict) == ("worse", "worse")
     assert (unlucky.depends_on_seeds, bad.depends_on_seeds) == (True, False)
-    auc_of = {(m.cell.label, m.cell.seed): m.points[0]["auc"] for m in found.measured}
+    auc_of = {(m.cell.label, m.cell.seed): float(m.points[0]["auc"] or 0) for m in found.measured}
     pairs = [auc_of["unlucky", s] - auc_of["plain", s] for s in range(3)]
     assert pairs[1:] == [0.0, 0.0]
     wanted = over_seeds(pairs)
@@ -101,7 +101,8 @@ def test_a_difference_that_one_seed_makes_is_called_one_of_these_seeds(
     lines = [line for line in capsys.readouterr().out.splitlines() if "click" in line]
     assert ["for these seeds" in line for line in lines] == ["unlucky" in line for line in lines]
     page = (tmp_path / "report.html").read_text()
-    assert f"seeds [−{-wanted.low:.4f}, +{wanted.high:.4f}]" in page  # pyright: ignore
+    assert wanted.low is not None
+    assert f"seeds [−{-wanted.low:.4f}, +{wanted.high:.4f}]" in page
 
 
 def test_the_bins_of_a_pair_hold_all_rows_and_users_once(made) -> None:

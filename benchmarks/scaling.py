@@ -1,6 +1,7 @@
 """One and two rank processes, a core and a thread each, on in-memory batches.
 
     python benchmarks/scaling.py [--config small|shipped] [--precision bf16] [--compiled]
+        [--wire bf16]
 
 As training does it: the next batch's rows are asked for beside a step. Weak: 4,096 rows a rank;
 strong: 4,096 in all. Also the bytes that rank 0 sends in a step, counted in `collectives`, beside
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--config", choices=CONFIGS, default="small")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--wire", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--turns", type=int, default=2)
@@ -46,9 +48,9 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {}
     for turn in range(arguments.turns):
         for world_size, rows in ((1, BATCH), (2, BATCH), (2, BATCH // 2)):
-            how = arguments.config, arguments.precision, arguments.compiled
+            how = arguments.config, arguments.precision, arguments.compiled, arguments.wire
             sizes = arguments.rows, rows, arguments.rounds
-            ranks = on_ranks(measured, world_size, *how, *sizes, first_core=turn)
+            ranks = on_ranks(measured, world_size, how, *sizes, first_core=turn)
             found.setdefault(f"{world_size} x {rows}", []).append(ranks[0])
     seconds = {name: median(f["seconds"] for f in turns) for name, turns in found.items()}
     one, weak, strong = seconds.values()
@@ -63,11 +65,9 @@ def main() -> None:
     written(arguments.out, f"scaling-{arguments.config}", {"ratios": ratios, "turns": found})
 
 
-def measured(
-    name: str, precision: str, compiled: bool, table_rows: int, rows: int, rounds: int
-) -> dict[str, float]:
-    """Collective. Median seconds of a step and the bytes out of this rank."""
-    config = config_of(name, precision, compiled)
+def measured(how: tuple, table_rows: int, rows: int, rounds: int) -> dict[str, float]:
+    """Collective. Median seconds of a step of `config_of(*how)`, and the bytes out of this rank."""
+    config = config_of(*how)
     learner = Learner(config, schema_of(table_rows), torch.device("cpu"))
     first = 100 * collectives.rank()
     batches = [random_batch(table_rows, first + n).head(rows) for n in range(8)]

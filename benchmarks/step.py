@@ -123,7 +123,7 @@ def schema_of(rows: int) -> LogSchema:
     )
 
 
-def config_of(name: str, precision: str, compiled: bool = False) -> TrainConfig:
+def config_of(name: str, precision: str, compiled: bool = False, wire: str = "fp32") -> TrainConfig:
     """STEM-Net of a named size, row-wise Adagrad with L2 on touched rows."""
     sizes = CONFIGS[name]
     values = {
@@ -136,7 +136,7 @@ def config_of(name: str, precision: str, compiled: bool = False) -> TrainConfig:
             "gate_hidden_units": sizes["gate"],
             "tower_hidden_units": sizes["tower"],
         },
-        "embedding": {"width": WIDTH},
+        "embedding": {"width": WIDTH, "wire_precision": wire},
         "optimizer": {"rows": {"l2": 1e-6}},
         "train": {"precision": precision, "compile": compiled, "global_batch_size": BATCH},
     }

@@ -42,9 +42,14 @@ def test_runs_are_those_of_a_stable_sort(keys: list[int]) -> None:
     assert torch.equal(found.unique_U[found.numbers(len(keys))], keys_n)
 
 
-def test_keys_too_far_apart_for_one_word_are_sorted_by_torch() -> None:
+@pytest.mark.parametrize("how", ["plain", "compiled"])
+def test_keys_too_far_apart_for_one_word_are_sorted_by_torch(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keys_n = torch.tensor([2**40, 3, 2**40, 2**62])
     assert kernels.find_runs(keys_n) is None
+    if how == "plain":
+        monkeypatch.setattr(rows, "_kernels", lambda: None)
     runs = rows.find_runs(keys_n)
     assert runs.numbers(4).tolist() == [1, 0, 1, 2]
     assert runs.below(2**50).numbers(4).tolist() == [1, 0, 1, 2]
@@ -265,6 +270,27 @@ def test_pooling_of_nothing() -> None:
     for some in (columns, columns[:0]):
         summed, squares = kernels.sum_bagged_runs(some, (none, none), (2, 3), with_squares=True)
         assert summed.shape == (0, 6) and squares.shape == (0, 2)
+
+
+def test_rows_gathered_in_sixteen_bits_are_the_rounded_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values, index_n = torch.randn(9, 6), torch.tensor([8, 0, 0, 3])
+    found = rows.gather_rows(values, index_n, torch.bfloat16)
+    assert torch.equal(found, values[index_n].bfloat16())
+    monkeypatch.setattr(rows, "_kernels", lambda: None)
+    assert torch.equal(rows.gather_rows(values, index_n, torch.bfloat16), found)
+    assert torch.equal(rows.gather_rows(values, index_n), values[index_n])
+
+
+def test_sums_of_sixteen_bit_gradients_are_those_of_plain_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs = rows.find_runs(torch.randint(0, 300, (500,)))
+    grads = torch.randn(500, 6).bfloat16()
+    found = sum_runs(grads, runs, 2)
+    monkeypatch.setattr(rows, "_kernels", lambda: None)
+    torch.testing.assert_close(found, sum_runs(grads, runs, 2))
 
 
 EVERY_ROW_LOOP = """

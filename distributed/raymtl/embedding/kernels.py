@@ -50,6 +50,18 @@ def find_runs(keys_n: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     return None if found < 0 else (unique[:found], order, starts[:found])
 
 
+def numbers(runs: tuple[Tensor, Tensor], num_keys: int) -> Tensor:
+    """int64 (num_keys,): the run of each key, as many as there are runs where it is in none.
+
+    Args:
+        runs: keys by run; where each run's begin.
+    """
+    order, starts = runs
+    out = torch.full((num_keys,), len(starts), dtype=torch.int64)
+    key_loops.numbers(order.numpy(), starts.numpy(), out.numpy())
+    return out
+
+
 def gather(values: Tensor, views: int, place_n: Tensor, dtype: torch.dtype) -> Tensor:
     """`pool` of bags of one row without weights."""
     width, low = values.shape[1] // views, dtype == torch.bfloat16

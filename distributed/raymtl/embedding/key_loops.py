@@ -68,6 +68,15 @@ def sort_runs(keys: Any, packed: Any, spare: Any, out: Any) -> int:
 
 
 @_compiled
+def numbers(order: Any, starts: Any, out: Any) -> None:
+    """The run of each key; what is in none stays as it is."""
+    for run in range(len(starts)):
+        last = starts[run + 1] if run + 1 < len(starts) else len(order)
+        for i in range(starts[run], last):
+            out[order[i]] = run
+
+
+@_compiled
 def keys(ids: Any, sizes: Any, owners: Any, out: Any, first: int, last: int) -> None:
     """Key of row k * P + bucket: the rows of its table in buckets before, k, and a shift."""
     quotient_C, remainder_C, shift_WC = sizes

@@ -60,10 +60,14 @@ def row_gradients_and_squares(group: GroupRows) -> tuple[Tensor, Tensor]:
 
 
 def sum_runs(grads: Tensor, runs: Runs, views: int) -> tuple[Tensor, Tensor]:
-    """Sums gradients (n, views * D) run by run, and the sums of squares of each view of a sum."""
+    """Sums gradients (n, views * D) run by run, and the sums of squares of each view of a sum.
+
+    Args:
+        grads: float32 or bfloat16; the sums are float32.
+    """
     kernels = compiled(grads)
     if not kernels:
-        summed = sum_bags(grads, runs.order_n, runs.starts_U)
+        summed = sum_bags(grads.float(), runs.order_n, runs.starts_U)
         return summed, squares(summed, views)
     grads_VnD = grads.contiguous().unflatten(1, (views, -1)).transpose(0, 1)
     return kernels.sum_runs(grads_VnD, (runs.order_n, runs.starts_U), with_squares=True)

@@ -78,6 +78,8 @@ class Runs:
 
     def numbers(self, num_keys: int) -> Tensor:
         """int64 (num_keys,): the run of each key, U where it is in none."""
+        if kernels := compiled(self.order_n):
+            return kernels.numbers((self.order_n, self.starts_U), num_keys)
         lengths_U = torch.diff(self.starts_U, append=self.starts_U.new_tensor([len(self.order_n)]))
         out = self.unique_U.new_full((num_keys,), len(lengths_U))
         run_n = torch.arange(len(lengths_U), device=out.device).repeat_interleave(lengths_U)
@@ -277,11 +279,15 @@ def squares(grads: Tensor, num_views: int) -> Tensor:
     return norms.square_()
 
 
-def gather_rows(values: Tensor, index_n: Tensor) -> Tensor:
-    """values[index] of a 2-D tensor."""
+def gather_rows(values: Tensor, index_n: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """values[index] of a 2-D tensor, rounded to `dtype` where it is given."""
+    kernels = compiled(values)
+    if kernels and dtype == torch.bfloat16:
+        return kernels.gather(values, 1, index_n, dtype)[0]
     if not values.is_floating_point():
         return values.index_select(0, index_n)
-    return sum_bags(values, index_n, torch.arange(len(index_n), device=index_n.device))
+    found = sum_bags(values, index_n, torch.arange(len(index_n), device=index_n.device))
+    return found.to(dtype or found.dtype)
 
 
 def sum_bags(

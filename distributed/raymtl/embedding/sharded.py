@@ -250,7 +250,7 @@ class ShardedTables:
         """Collective. Answers what was asked of this rank; its own rows, and PAD's."""
         if route is None:
             return store.padded
-        reply = gather_rows(store.values, route.wanted_n).to(self._wire)
+        reply = gather_rows(store.values, route.wanted_n, self._wire)
         num_came, num_copies = sum(route.owned), len(route.copies_n)
         rows = store.padded.new_empty(num_came + num_copies, store.padded.shape[1])
         came = rows[:num_came]
@@ -274,5 +274,5 @@ class ShardedTables:
         if len(copies):
             grads = torch.cat([piece for own in owned for piece in (own, copies)])
         grads = grads.contiguous().to(self._wire)
-        grads = collectives.exchange(grads, route.sent, route.received).float()
+        grads = collectives.exchange(grads, route.sent, route.received)
         return route.runs.unique_U, *sum_runs(grads, route.runs, group.views)

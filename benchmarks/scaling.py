@@ -93,7 +93,7 @@ def measured(how: tuple, table_rows: int, rows: int, rounds: int) -> dict[str, f
 
 def _bytes_of(step: Any) -> float:
     """Collective. What one step sends to other ranks; an all-reduce counts as a ring's."""
-    sent, exchange_, sum_ = 0.0, collectives.exchange, collectives.sum_
+    sent, exchange_, sum_ = 0.0, collectives.begin_exchange, collectives.sum_
     rank, world_size = collectives.rank(), collectives.world_size()
 
     def counted_exchange(send: torch.Tensor, sizes: list[int], *rest: Any, **named: Any) -> Any:
@@ -107,11 +107,11 @@ def _bytes_of(step: Any) -> float:
         sent += 2 * tensor.nbytes * (world_size - 1) / world_size
         return sum_(tensor, *rest)
 
-    collectives.exchange, collectives.sum_ = counted_exchange, counted_sum
+    collectives.begin_exchange, collectives.sum_ = counted_exchange, counted_sum
     try:
         step()
     finally:
-        collectives.exchange, collectives.sum_ = exchange_, sum_
+        collectives.begin_exchange, collectives.sum_ = exchange_, sum_
     return sent
 
 

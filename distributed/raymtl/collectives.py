@@ -5,7 +5,9 @@ Backend nccl or gloo follows the device of the group; tensors must lie on that d
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -56,12 +58,44 @@ def sum_(tensor: Tensor, group: Group | None = None) -> Tensor:
     return tensor
 
 
-def exchange(
+@dataclass
+class Begun:
+    """An exchange on its way; what is sent must not change before `wait`."""
+
+    received: Tensor
+    _sent: Tensor
+    _work: Any
+
+    def wait(self) -> Tensor:
+        """What this rank got; raises where another rank is gone."""
+        if self._work is not None:
+            self._work.wait()
+        return self.received
+
+
+def begin_exchange(
     send: Tensor,
     send_sizes: list[int],
     receive_sizes: list[int],
     group: Group | None = None,
     into: Tensor | None = None,
+) -> Begun:
+    """Collective. `exchange` without waiting for it; all ranks begin theirs in one order.
+
+    Args:
+        into: contiguous, of the result's shape and type, to receive in; null for a new tensor.
+    """
+    if world_size() == 1:
+        return Begun(send if into is None else into.copy_(send), send, None)
+    received = send.new_empty((sum(receive_sizes), *send.shape[1:])) if into is None else into
+    work = dist.all_to_all_single(
+        received, send, receive_sizes, send_sizes, group=group, async_op=True
+    )
+    return Begun(received, send, work)
+
+
+def exchange(
+    send: Tensor, send_sizes: list[int], receive_sizes: list[int], group: Group | None = None
 ) -> Tensor:
     """Collective. Sends `send[:send_sizes[0]]` to rank 0, the next part to rank 1, and so on.
 
@@ -70,16 +104,11 @@ def exchange(
         send_sizes: W row counts, summing to len(send).
         receive_sizes: W row counts this rank will get.
         group: null for the first group.
-        into: contiguous, of the result's shape and type, to receive in; null for a new tensor.
 
     Returns:
         What this rank got, in rank order: (sum(receive_sizes), *send.shape[1:]).
     """
-    if world_size() == 1:
-        return send if into is None else into.copy_(send)
-    received = send.new_empty((sum(receive_sizes), *send.shape[1:])) if into is None else into
-    dist.all_to_all_single(received, send, receive_sizes, send_sizes, group=group)
-    return received
+    return begin_exchange(send, send_sizes, receive_sizes, group).wait()
 
 
 def exchange_sizes(

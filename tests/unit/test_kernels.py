@@ -62,7 +62,7 @@ def test_keys_too_far_apart_for_one_word_are_sorted_by_torch(
 def test_keys_are_those_of_plain_torch(
     world_size: int, num_buckets: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = GroupPlan(SPECS, num_buckets, replicate_rows=10, world_size=world_size)
+    plan = GroupPlan(SPECS, num_buckets, 10, world_size - 1, world_size)
     table_C = torch.tensor([plan.number[name] for name in ("c", "a", "b", "a")])
     ids = np.random.default_rng(0).integers(PAD, [1000, 61, 5, 61], (50, 4))
     found = plan.keys(torch.from_numpy(ids.astype(np.int32)), plan.terms(table_C))
@@ -250,8 +250,10 @@ def test_sixteen_bits_are_those_that_torch_rounds_to(words: list[int]) -> None:
     n = torch.arange(len(values))
     wanted = values.to(torch.bfloat16)
     nan = wanted.isnan()
+    gathered = torch.empty(1, len(values), 1, dtype=torch.bfloat16)
+    kernels.gather(values.unsqueeze(1), 1, n, gathered)
     for pooled_VmD in (
-        kernels.gather(values.unsqueeze(1), 1, n, torch.bfloat16),
+        gathered,
         kernels.pool(values.unsqueeze(1), 1, (n, n, None), torch.bfloat16),
     ):
         pooled = pooled_VmD[0, :, 0]
@@ -261,43 +263,55 @@ def test_sixteen_bits_are_those_that_torch_rounds_to(words: list[int]) -> None:
 
 def test_pooling_of_nothing() -> None:
     none = torch.empty(0, dtype=torch.int64)
-    for pooled in (
-        kernels.pool(torch.zeros(1, 6), 2, (none, none, None), torch.float32),
-        kernels.gather(torch.zeros(1, 6), 2, none, torch.float32),
-    ):
-        assert pooled.shape == (2, 0, 3)
+    pooled = kernels.pool(torch.zeros(1, 6), 2, (none, none, None), torch.float32)
+    assert pooled.shape == (2, 0, 3)
+    kernels.gather(torch.zeros(1, 6), 2, none, pooled)
     columns = np.zeros((1, 6), np.int64)
     for some in (columns, columns[:0]):
         summed, squares = kernels.sum_bagged_runs(some, (none, none), (2, 3), with_squares=True)
         assert summed.shape == (0, 6) and squares.shape == (0, 2)
 
 
-def test_rows_gathered_in_sixteen_bits_are_the_rounded_rows(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_are_gathered_where_they_shall_lie(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values, index_n = torch.randn(9, 6), torch.tensor([8, 0, 0, 3])
-    found = rows.gather_rows(values, index_n, torch.bfloat16)
-    assert torch.equal(found, values[index_n].bfloat16())
-    monkeypatch.setattr(rows, "_kernels", lambda: None)
-    assert torch.equal(rows.gather_rows(values, index_n, torch.bfloat16), found)
-    assert torch.equal(rows.gather_rows(values, index_n), values[index_n])
+    wanted = values[index_n].to(dtype)
+    for how in ("compiled", "plain"):
+        if how == "plain":
+            monkeypatch.setattr(rows, "_kernels", lambda: None)
+        held = torch.zeros(6, 6, dtype=dtype)
+        assert rows.gather_rows(values, index_n, held[1:5]).data_ptr() == held[1:].data_ptr()
+        assert torch.equal(held[1:5], wanted)
+        assert not held[0].any() and not held[5].any()
+        assert torch.equal(rows.gather_rows(values, index_n), values[index_n])
 
 
-def test_sums_of_sixteen_bit_gradients_are_those_of_plain_torch(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("bags", [ALONE, some_bags(weighted=True)])
+def test_gradients_are_summed_where_they_shall_lie(
+    bags: Bags, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = rows.find_runs(torch.randint(0, 300, (500,)))
-    grads = torch.randn(500, 6).bfloat16()
-    found = sum_runs(grads, runs, 2)
-    monkeypatch.setattr(rows, "_kernels", lambda: None)
-    torch.testing.assert_close(found, sum_runs(grads, runs, 2))
+    def summed(out: torch.Tensor | None) -> torch.Tensor:
+        group = some_rows(2, 4)
+        pool(group, bags).sum().backward()
+        return row_gradients(group, out)
+
+    wanted = summed(None)
+    for how in ("compiled", "plain"):
+        if how == "plain":
+            monkeypatch.setattr(rows, "_kernels", lambda: None)
+        held = torch.full((len(wanted) + 2, wanted.shape[1]), 7.0)
+        summed(held[1:-1])
+        torch.testing.assert_close(held[1:-1], wanted)
+        assert (held[[0, -1]] == 7).all()
 
 
 EVERY_ROW_LOOP = """
 import torch
 from raymtl.embedding import kernels
 n = torch.arange(4)
-kernels.gather(torch.zeros(4, 6), 2, n, torch.float32)
+kernels.gather(torch.zeros(4, 6), 2, n, torch.empty(2, 4, 3))
 kernels.pool(torch.zeros(4, 6), 2, (n, n[:2], None), torch.float32)
 values, sums = torch.zeros(4, 6), torch.zeros(4, 2)
 columns = torch.zeros(1, 6, dtype=torch.int64).numpy()

@@ -59,14 +59,16 @@ def test_ranks_share_all_buckets_in_order(num_buckets: int, world_size: int) -> 
 @given(
     st.lists(st.integers(1, 60), min_size=1, max_size=4),
     st.integers(1, 12),
-    st.integers(1, 4),
+    st.sampled_from([(r, w) for w in range(1, 5) for r in range(w)]),
     st.integers(0, 60),
 )
-def test_keys_are_a_bijection_sorted_by_owner(
-    table_rows: list[int], num_buckets: int, world_size: int, replicate_rows: int
+def test_keys_are_a_bijection_sorted_by_owner_and_the_rank_itself_comes_last(
+    table_rows: list[int], num_buckets: int, rank_of: tuple[int, int], replicate_rows: int
 ) -> None:
     specs = [TableSpec(f"t{i}", rows, 1, 4) for i, rows in enumerate(table_rows)]
-    plan = GroupPlan(specs, num_buckets, replicate_rows, world_size)
+    rank, world_size = rank_of
+    plan = GroupPlan(specs, num_buckets, replicate_rows, rank, world_size)
+    assert plan.owners == sorted(range(world_size), key=lambda r: (r == rank, r))
     assert sum(plan.num_sharded) + sum(s.rows for s in plan.replicated) == sum(table_rows)
     seen = []
     for spec in specs:
@@ -88,17 +90,22 @@ def test_keys_are_a_bijection_sorted_by_owner(
                 if row % num_buckets in range(*bucket_range(r, world_size, num_buckets))
             )
             place = plan.places(owner)[spec.name]
-            assert plan.first_key[owner] <= key < plan.first_key[owner + 1]
+            first = plan.first_key[owner]
+            assert first <= key < first + plan.num_sharded[owner]
             first = bucket_start(spec.rows, num_buckets, place.lo)
             expected = (
                 place.start + int(position(spec.rows, num_buckets, torch.tensor(row))) - first
             )
             assert int(plan.local_index(key, owner)) == expected < place.stop
     assert sorted(seen) == list(range(sum(table_rows)))
+    starts = [plan.first_key[owner] for owner in plan.owners]
+    assert starts == sorted(starts)
+    keys = torch.arange(plan.pad_key)
+    assert plan.cuts(keys) == [*starts, sum(plan.num_sharded)]
 
 
 def test_padding_has_a_key_of_its_own() -> None:
-    plan = GroupPlan([TableSpec("t", 5, 1, 4)], 3, 0, 2)
+    plan = GroupPlan([TableSpec("t", 5, 1, 4)], 3, 0, 1, 2)
     assert (
         plan.keys(torch.tensor([[PAD]]), plan.terms(torch.tensor([0]))).item() == plan.pad_key == 5
     )

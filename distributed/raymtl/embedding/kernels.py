@@ -62,14 +62,12 @@ def numbers(runs: tuple[Tensor, Tensor], num_keys: int) -> Tensor:
     return out
 
 
-def gather(values: Tensor, views: int, place_n: Tensor, dtype: torch.dtype) -> Tensor:
-    """`pool` of bags of one row without weights."""
-    width, low = values.shape[1] // views, dtype == torch.bfloat16
-    out = torch.empty(views, len(place_n), width, dtype=dtype)
-    copy, bases = row_loops.gather(views, width), (values.data_ptr(), out.data_ptr())
-    places = place_n.numpy()
+def gather(values: Tensor, views: int, place_n: Tensor, out: Tensor) -> None:
+    """`pool` of bags of one row without weights, into (views, n, D) of float32 or bfloat16."""
+    low = out.dtype == torch.bfloat16
+    copy = row_loops.gather(views, values.shape[1] // views)
+    bases, places = (values.data_ptr(), out.data_ptr()), place_n.numpy()
     _in_parts(len(places), lambda a, b: copy(bases, places, low, a, b))
-    return out
 
 
 def pool(values: Tensor, views: int, places: Places, dtype: torch.dtype) -> Tensor:
@@ -94,13 +92,17 @@ def pool(values: Tensor, views: int, places: Places, dtype: torch.dtype) -> Tens
 
 
 def sum_runs(
-    grads_VnD: Tensor, runs: tuple[Tensor, Tensor], with_squares: bool
+    grads_VnD: Tensor,
+    runs: tuple[Tensor, Tensor],
+    with_squares: bool,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sums the gradients of each row's ids, in the order of the ids.
 
     Args:
         grads_VnD: float32 or bfloat16 of each id, contiguous in D.
         runs: ids by row; where each row's begin.
+        out: contiguous, for the sums; null for a new tensor.
 
     Returns:
         float32 (U, views * D), and float64 (U, views), empty without squares: of each view's sum.
@@ -113,11 +115,15 @@ def sum_runs(
     def fill(base: int, arrays: Any, squares: np.ndarray, first: int, last: int) -> None:
         sum_((base, grads_VnD.data_ptr(), *steps), arrays, low, squares, first, last)
 
-    return _summed(runs, (views, width), with_squares, fill)
+    return _summed(runs, (views, width), with_squares, fill, out)
 
 
 def sum_bagged_runs(
-    columns: np.ndarray, runs: tuple[Tensor, Tensor], shape_VD: tuple[int, int], with_squares: bool
+    columns: np.ndarray,
+    runs: tuple[Tensor, Tensor],
+    shape_VD: tuple[int, int],
+    with_squares: bool,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`sum_runs` where several ids share a gradient, have weights, or have none.
 
@@ -132,7 +138,7 @@ def sum_bagged_runs(
     def fill(base: int, arrays: Any, squares: np.ndarray, first: int, last: int) -> None:
         sum_(base, arrays, columns, squares, first, last)
 
-    return _summed(runs, shape_VD, with_squares, fill)
+    return _summed(runs, shape_VD, with_squares, fill, out)
 
 
 def _summed(
@@ -140,10 +146,11 @@ def _summed(
     shape_VD: tuple[int, int],
     with_squares: bool,
     fill: Callable[[int, Any, np.ndarray, int, int], None],
+    out: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Sums by row, and their squares, that `fill` writes from row `first` to `last`."""
     (views, width), num_rows = shape_VD, len(runs[1])
-    out = torch.empty(num_rows, views * width)
+    out = torch.empty(num_rows, views * width) if out is None else out
     squares = torch.empty(num_rows if with_squares else 0, views, dtype=torch.float64)
     arrays, target, base = tuple(t.numpy() for t in runs), squares.numpy(), out.data_ptr()
     _in_parts(num_rows, lambda a, b: fill(base, arrays, target, a, b))

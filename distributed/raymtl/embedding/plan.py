@@ -45,9 +45,10 @@ class GroupPlan:
     """Numbers the rows of all ranks.
 
     A rank's tensor holds the rows of its buckets, sharded table by table, then all rows of the
-    replicated tables. Keys number rank 0's sharded rows as they lie there, then rank 1's, and so
-    on, then the replicated rows once: sorted keys are sorted by owner, and consecutive in memory.
-    On one rank alone the key of a row is where it lies.
+    replicated tables. A rank's keys number the sharded rows of the other ranks as they lie there,
+    rank by rank, then its own, then the replicated rows once: sorted keys are sorted by owner, what
+    comes from others first, and consecutive in memory. On one rank alone the key of a row is where
+    it lies.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class GroupPlan:
         specs: Sequence[TableSpec],
         num_buckets: int,
         replicate_rows: int,
+        rank: int,
         world_size: int,
         device: torch.device | None = None,
     ):
@@ -67,9 +69,13 @@ class GroupPlan:
             sum(rows_in_range(s.rows, num_buckets, *r) for s in self.sharded) for r in self._ranges
         ]
         """Sharded rows of each rank; its replicated ones stand behind them."""
-        self.first_key = [0, *accumulate(self.num_sharded)]
-        """First key of each rank, and of the replicated rows."""
-        self.pad_key = self.first_key[-1] + sum(s.rows for s in self.replicated)
+        self.owners = [*(r for r in range(world_size) if r != rank), rank]
+        """All ranks in the order of their keys."""
+        starts = [0, *accumulate(self.num_sharded[r] for r in self.owners)]
+        self.first_key = dict(zip(self.owners, starts[:-1], strict=True))
+        """Of each rank's sharded rows."""
+        self._first_copy = starts[-1]
+        self.pad_key = self._first_copy + sum(s.rows for s in self.replicated)
         """Key of PAD, behind all others; on one rank alone also the place of PAD's row of zeros."""
         shifts = [self._shifts(rank) for rank in range(world_size)]
         self._shift_WT = torch.tensor(shifts, dtype=torch.int64, device=device)
@@ -77,7 +83,7 @@ class GroupPlan:
         self._rows_T = torch.tensor(counts, dtype=torch.int64, device=device)
         owners = [torch.full((hi - lo,), r) for r, (lo, hi) in enumerate(self._ranges)]
         self._owner_P = torch.cat(owners).to(device)
-        self._bounds = torch.tensor(self.first_key, device=device)
+        self._bounds = torch.tensor(starts, device=device)
 
     def num_rows(self, rank: int) -> int:
         """Rows of a rank's tensor."""
@@ -120,7 +126,7 @@ class GroupPlan:
         return keys_BC.masked_fill_(ids_BC == PAD, self.pad_key)
 
     def cuts(self, keys_U: Tensor) -> list[int]:
-        """Splits ascending keys (W + 1 cuts): rank r owns [cut r, cut r + 1), then replicated."""
+        """Splits ascending keys (W + 1 cuts) by `owners`; behind the last are replicated ones."""
         return torch.searchsorted(keys_U, self._bounds).tolist()
 
     def local_index(self, keys_n: Tensor, owner: int) -> Tensor:
@@ -129,7 +135,7 @@ class GroupPlan:
 
     def replicated_index(self, keys_n: Tensor, rank: int) -> Tensor:
         """Indices in a rank's tensor of keys of replicated rows."""
-        return keys_n - (self.first_key[-1] - self.num_sharded[rank])
+        return keys_n - (self._first_copy - self.num_sharded[rank])
 
     def _shifts(self, rank: int) -> list[int]:
         """What turns a row's position in its table into its key, per table."""
@@ -140,5 +146,5 @@ class GroupPlan:
             - bucket_start(s.rows, self.num_buckets, places[s.name].lo)
             for s in self.sharded
         ]
-        behind = self.first_key[-1] - self.num_sharded[rank]
+        behind = self._first_copy - self.num_sharded[rank]
         return own + [behind + places[s.name].start for s in self.replicated]

@@ -36,7 +36,10 @@ class _Pool(torch.autograd.Function):
         kernels = compiled(group.values)
         if kernels and _each_alone(bags):
             places_n = _chosen(group.place_BC, bags).flatten()
-            return kernels.gather(group.values, group.views, places_n, dtype)
+            width = group.values.shape[1] // group.views
+            out = torch.empty(group.views, len(places_n), width, dtype=dtype)
+            kernels.gather(group.values, group.views, places_n, out)
+            return out
         places = _places(group.place_BC, bags)
         if kernels:
             return kernels.pool(group.values, group.views, places, dtype)
@@ -49,9 +52,13 @@ class _Pool(torch.autograd.Function):
         return None, None, None, None
 
 
-def row_gradients(group: GroupRows) -> Tensor:
-    """Sums, and forgets, what backward brought: float32 (U, views * D)."""
-    return _summed(group, with_squares=False)[0]
+def row_gradients(group: GroupRows, out: Tensor | None = None) -> Tensor:
+    """Sums, and forgets, what backward brought: float32 (U, views * D).
+
+    Args:
+        out: contiguous, for the sums; null for a new tensor.
+    """
+    return _summed(group, with_squares=False, out=out)[0]
 
 
 def row_gradients_and_squares(group: GroupRows) -> tuple[Tensor, Tensor]:
@@ -60,29 +67,30 @@ def row_gradients_and_squares(group: GroupRows) -> tuple[Tensor, Tensor]:
 
 
 def sum_runs(grads: Tensor, runs: Runs, views: int) -> tuple[Tensor, Tensor]:
-    """Sums gradients (n, views * D) run by run, and the sums of squares of each view of a sum.
-
-    Args:
-        grads: float32 or bfloat16; the sums are float32.
-    """
+    """Sums gradients (n, views * D) run by run, and the sums of squares of each view of a sum."""
     kernels = compiled(grads)
     if not kernels:
-        summed = sum_bags(grads.float(), runs.order_n, runs.starts_U)
+        summed = sum_bags(grads, runs.order_n, runs.starts_U)
         return summed, squares(summed, views)
     grads_VnD = grads.contiguous().unflatten(1, (views, -1)).transpose(0, 1)
     return kernels.sum_runs(grads_VnD, (runs.order_n, runs.starts_U), with_squares=True)
 
 
-def _summed(group: GroupRows, with_squares: bool) -> tuple[Tensor, Tensor]:
+def _summed(
+    group: GroupRows, with_squares: bool, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     pooled, group.pooled = group.pooled, []
     width, num_columns = group.values.shape[1] // group.views, len(group.columns)
     if kernels := compiled(group.values):
         runs = group.runs.order_n, group.runs.starts_U
         if len(pooled) == 1 and _each_alone(bags := pooled[0][1]) and _are_all(bags, num_columns):
-            return kernels.sum_runs(pooled[0][0], runs, with_squares)
+            return kernels.sum_runs(pooled[0][0], runs, with_squares, out)
         columns = _sources(group, pooled)
-        return kernels.sum_bagged_runs(columns, runs, (group.views, width), with_squares)
-    grads = group.values.new_zeros(group.num_rows, group.values.shape[1])
+        shape_VD = group.views, width
+        return kernels.sum_bagged_runs(columns, runs, shape_VD, with_squares, out)
+    if out is None:
+        out = group.values.new_empty(group.num_rows, group.values.shape[1])
+    grads = out.zero_()
     for grad_VmD, bags in pooled:
         grads += _summed_plainly(group, grad_VmD, bags)
     return grads, squares(grads, group.views) if with_squares else grads.new_empty(0)

@@ -279,15 +279,20 @@ def squares(grads: Tensor, num_views: int) -> Tensor:
     return norms.square_()
 
 
-def gather_rows(values: Tensor, index_n: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """values[index] of a 2-D tensor, rounded to `dtype` where it is given."""
-    kernels = compiled(values)
-    if kernels and dtype == torch.bfloat16:
-        return kernels.gather(values, 1, index_n, dtype)[0]
-    if not values.is_floating_point():
-        return values.index_select(0, index_n)
-    found = sum_bags(values, index_n, torch.arange(len(index_n), device=index_n.device))
-    return found.to(dtype or found.dtype)
+def gather_rows(values: Tensor, index_n: Tensor, out: Tensor | None = None) -> Tensor:
+    """values[index] of a 2-D tensor.
+
+    Args:
+        out: contiguous, of float32 or bfloat16, to gather in; null for a new tensor.
+    """
+    if out is not None and (kernels := compiled(values)):
+        kernels.gather(values, 1, index_n, out.unsqueeze(0))
+        return out
+    if values.is_floating_point():
+        found = sum_bags(values, index_n, torch.arange(len(index_n), device=index_n.device))
+    else:
+        found = values.index_select(0, index_n)
+    return found if out is None else out.copy_(found)
 
 
 def sum_bags(

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from raymtl import collectives
 from raymtl.batch import Layout
-from raymtl.collectives import Group
+from raymtl.collectives import Begun, Group
 from raymtl.config import EmbeddingSection
 from raymtl.embedding.initial import fill_initial
 from raymtl.embedding.placement import bucket_range, bucket_start
@@ -43,22 +44,28 @@ from raymtl.embedding.tables import (
 
 @dataclass
 class _Route:
-    """How a group's distinct rows travel between ranks."""
+    """How a group's distinct rows travel between ranks; this rank's own and replicated ones stay.
+
+    Lists are per rank, with 0 for this one.
+    """
 
     owned: list[int]
-    """Per rank, how many of my sharded rows it owns; they come first, in rank order."""
+    """How many of my sharded rows it owns; they come first, in rank order."""
     sent: list[int]
-    """Per rank, indices I sent: of its sharded rows, then of all my replicated ones."""
-    received: list[int]
-    """Per rank, indices I got: rows of mine that it asks for, or that will get its gradients."""
-    runs: Runs
-    """Of the indices I got, in rank order."""
-    wanted_n: Tensor
-    """Those of my sharded rows, which are asked for."""
+    """Indices I sent: of its sharded rows, then of all my replicated ones."""
     wanted: list[int]
-    """How many of them, per rank."""
-    copies_n: Tensor
-    """Of all my replicated rows, where they lie here; PAD's last."""
+    """How many of my rows it asks for."""
+    received: list[int]
+    """Indices I got: rows of mine that it asks for, then those that will get its gradients."""
+    wanted_n: Tensor
+    """The rows that others ask for, in rank order."""
+    num_copies: int
+    """Of my replicated rows."""
+    kept_n: Tensor
+    """Where the rows that stay lie here: my sharded ones, then the replicated ones, PAD's last."""
+    runs: Runs
+    """Of the indices I got and of those that stay, in rank order; as places among gradients: first
+    come those that others send, then mine, of all my rows."""
 
 
 @dataclass
@@ -93,7 +100,9 @@ class ShardedTables:
         self._wire = torch.bfloat16 if config.wire_precision == "bf16" else torch.float32
         groups = [[s for s in specs if s.views == v] for v in sorted({s.views for s in specs})]
         self._plans = tuple(
-            GroupPlan(g, self.num_buckets, config.replicate_rows, self.world_size, device)
+            GroupPlan(
+                g, self.num_buckets, config.replicate_rows, self.rank, self.world_size, device
+            )
             for g in groups
         )
         self.stores = tuple(
@@ -228,37 +237,45 @@ class ShardedTables:
         return found
 
     def _ask(self, plan: GroupPlan, keys_U: Tensor, group: Group | None) -> _Route:
-        """Collective. Sends each rank the indices of its rows, and of the replicated ones."""
+        """Collective. Sends other ranks the indices of their rows, and of the replicated ones."""
         cuts = plan.cuts(keys_U)
         replicated = keys_U[cuts[-1] :]
-        pieces = []
-        for owner in range(self.world_size):
-            pieces.append(plan.local_index(keys_U[cuts[owner] : cuts[owner + 1]], owner))
+        pieces, owned, sent = [], [0] * self.world_size, [0] * self.world_size
+        for owner, start, stop in zip(plan.owners[:-1], cuts, cuts[1:], strict=False):
+            pieces.append(plan.local_index(keys_U[start:stop], owner))
             pieces.append(plan.replicated_index(replicated, owner))
-        owned = [len(piece) for piece in pieces[::2]]
-        sent = [n + len(replicated) for n in owned]
+            owned[owner], sent[owner] = stop - start, stop - start + len(replicated)
         wanted, received = collectives.exchange_sizes(owned, sent, device=self._device, group=group)
         asked_n = collectives.exchange(torch.cat(pieces), sent, received, group)
-        copies_n = pieces[2 * self.rank + 1]
-        copies_n = torch.cat([copies_n, copies_n.new_tensor([plan.num_rows(self.rank)])])
-        came = asked_n.split(received)
-        wanted_n = torch.cat([part[:num] for part, num in zip(came, wanted, strict=True)])
-        runs = find_runs(asked_n)
-        return _Route(owned, sent, received, runs, wanted_n, wanted, copies_n)
+        own_n = plan.local_index(keys_U[cuts[-2] : cuts[-1]], self.rank)
+        stay_n = torch.cat([own_n, plan.replicated_index(replicated, self.rank)])
+        parts = asked_n.split(received)
+        wanted_n = torch.cat([part[:num] for part, num in zip(parts, wanted, strict=True)])
+        runs = self._runs_of(parts, stay_n, len(keys_U))
+        kept_n = F.pad(stay_n, (0, 1), value=plan.num_rows(self.rank))
+        return _Route(owned, sent, wanted, received, wanted_n, len(replicated), kept_n, runs)
+
+    def _runs_of(self, parts: Sequence[Tensor], stay_n: Tensor, num_rows: int) -> Runs:
+        """`_Route.runs` of what each rank asked for."""
+        before, got = (sum(map(len, some)) for some in (parts[: self.rank], parts))
+        runs = find_runs(torch.cat([*parts[: self.rank], stay_n, *parts[self.rank :]]))
+        place_n = torch.arange(got + num_rows, dtype=runs.order_n.dtype, device=stay_n.device)
+        place_n = torch.cat(
+            [place_n[:before], place_n[got + num_rows - len(stay_n) :], place_n[before:got]]
+        )
+        return Runs(runs.unique_U, place_n.index_select(0, runs.order_n), runs.starts_U)
 
     def _fetch(self, store: RowStore, route: _Route | None) -> Tensor:
-        """Collective. Answers what was asked of this rank; its own rows, and PAD's."""
+        """Collective. Answers what was asked of this rank; others' rows, its own, and PAD's."""
         if route is None:
             return store.padded
-        reply = gather_rows(store.values, route.wanted_n, self._wire)
-        num_came, num_copies = sum(route.owned), len(route.copies_n)
-        rows = store.padded.new_empty(num_came + num_copies, store.padded.shape[1])
-        came = rows[:num_came]
-        if self._wire == came.dtype:
-            collectives.exchange(reply, route.wanted, route.owned, into=came)
-        else:
-            came.copy_(collectives.exchange(reply, route.wanted, route.owned))
-        rows[num_came:] = gather_rows(store.padded, route.copies_n)
+        width, num_came = store.padded.shape[1], sum(route.owned)
+        reply = store.padded.new_empty(len(route.wanted_n), width, dtype=self._wire)
+        gather_rows(store.values, route.wanted_n, reply)
+        rows = store.padded.new_empty(num_came + len(route.kept_n), width)
+        begun = self._begin(reply, route.wanted, route.owned, rows[:num_came])
+        gather_rows(store.padded, route.kept_n, rows[num_came:])
+        _end(begun, rows[:num_came])
         return rows
 
     def _bring(self, group: GroupRows) -> tuple[Tensor, Tensor, Tensor]:
@@ -269,10 +286,28 @@ class ShardedTables:
         route = group.route
         if route is None:
             return group.runs.unique_U, *row_gradients_and_squares(group)
-        grads = row_gradients(group)
-        *owned, copies = grads.split([*route.owned, len(grads) - sum(route.owned)])
-        if len(copies):
-            grads = torch.cat([piece for own in owned for piece in (own, copies)])
-        grads = grads.contiguous().to(self._wire)
-        grads = collectives.exchange(grads, route.sent, route.received)
+        num_came, num_got = sum(route.owned), sum(route.received)
+        grads = group.values.new_empty(num_got + group.num_rows, group.values.shape[1])
+        mine = row_gradients(group, grads[num_got:])
+        send = mine[:num_came]
+        if route.num_copies:
+            copies = mine[-route.num_copies :]
+            # As the others get them, so that all sum the same.
+            copies.copy_(copies.to(self._wire))
+            parts = [part for r, part in enumerate(send.split(route.owned)) if r != self.rank]
+            send = torch.cat([piece for part in parts for piece in (part, copies)])
+        begun = self._begin(send.to(self._wire), route.sent, route.received, grads[:num_got])
+        _end(begun, grads[:num_got])
         return route.runs.unique_U, *sum_runs(grads, route.runs, group.views)
+
+    def _begin(self, send: Tensor, sent: list[int], received: list[int], into: Tensor) -> Begun:
+        """Collective. Begins an exchange of rows; into float32 `into`, if they travel so."""
+        in_place = into if self._wire == into.dtype else None
+        return collectives.begin_exchange(send, sent, received, into=in_place)
+
+
+def _end(begun: Begun, into: Tensor) -> None:
+    """Collective. Waits for rows to be in `into`."""
+    received = begun.wait()
+    if received.dtype != into.dtype:
+        into.copy_(received)

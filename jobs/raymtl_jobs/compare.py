@@ -12,7 +12,6 @@ from raymtl_jobs.scoring import require_room
 
 if TYPE_CHECKING:
     from raymtl.analysis import Comparison
-    from raymtl.analysis.gains import Difference
     from raymtl.analysis.runs import NamedRun
 
 NONE = "none"
@@ -125,14 +124,7 @@ def show(found: "Comparison") -> None:
             values = summary(found.of(label), number)
             cells = [values[m]["mean"] if m in values else None for m in metrics]
             gain = gains.get((label, view.task))
-            said = _said(gain) if gain else ""
+            said = f"{gain.value:+.4f} {gain.words}" if gain and gain.value is not None else ""
             numbers = ["-" if c is None else f"{c:.4f}" for c in cells]
             table.add_row(found.outcomes.task_names[view.task], label, *numbers, said)
     Console(width=None if sys.stdout.isatty() else 110).print(table)
-
-
-def _said(gain: "Difference") -> str:
-    if gain.value is None:
-        return ""
-    seeds = " for these seeds" if gain.depends_on_seeds else ""
-    return f"{gain.value:+.4f} {gain.verdict}{seeds}"

@@ -91,7 +91,7 @@ def test_a_difference_that_one_seed_makes_is_called_one_of_these_seeds(
     found = compare(cells[::-1], log, schema_of(), None, str(tmp_path), Options("plain"), silent)
     unlucky, bad = gain(found, "unlucky", 0), gain(found, "bad", 0)
     assert (unlucky.verdict, bad.verdict) == ("worse", "worse")
-    assert (unlucky.depends_on_seeds, bad.depends_on_seeds) == (True, False)
+    assert (unlucky.words, bad.words) == ("worse for these seeds", "worse")
     auc_of = {(m.cell.label, m.cell.seed): float(m.points[0]["auc"] or 0) for m in found.measured}
     pairs = [auc_of["unlucky", s] - auc_of["plain", s] for s in range(3)]
     assert pairs[1:] == [0.0, 0.0]
@@ -102,6 +102,7 @@ def test_a_difference_that_one_seed_makes_is_called_one_of_these_seeds(
     assert ["for these seeds" in line for line in lines] == ["unlucky" in line for line in lines]
     page = (tmp_path / "report.html").read_text()
     assert wanted.low is not None
+    assert page.count('class="worse"') == page.count('title="worse"') > 0
     assert f"seeds [−{-wanted.low:.4f}, +{wanted.high:.4f}]" in page
 
 

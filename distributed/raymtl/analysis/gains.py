@@ -63,6 +63,11 @@ class Difference:
             return False
         return self.verdict in ("better", "worse") and self.seeds_low <= 0 <= self.seeds_high
 
+    @property
+    def words(self) -> str:
+        """The verdict, as people read it."""
+        return f"{self.verdict} for these seeds" if self.depends_on_seeds else self.verdict
+
 
 def differences(
     views: list[View], models: Sequence[Measured], references: Sequence[Measured]

@@ -67,12 +67,13 @@ def said(d: Difference) -> str:
 
     Below it the interval over seeds where that one holds 0 and the first does not.
     """
-    kind = d.verdict if d.verdict in ("better", "worse") else "plain"
+    stands = d.verdict in ("better", "worse") and not d.depends_on_seeds
+    kind = d.verdict if stands else "plain"
     between = [f"[{signed(d.low)}, {signed(d.high)}]"]
     if d.depends_on_seeds:
         between.append(f"seeds [{signed(d.seeds_low)}, {signed(d.seeds_high)}]")
     return Raw(
-        f'<span class="{kind}"><span role="img" aria-label="{d.verdict}" title="{d.verdict}">'
+        f'<span class="{kind}"><span role="img" aria-label="{d.words}" title="{d.words}">'
         f"{SIGNS[d.verdict]}</span> {signed(d.value)}</span> "
         + " ".join(f'<span class="small below">{text}</span>' for text in between)
     )

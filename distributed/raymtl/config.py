@@ -66,7 +66,7 @@ class EmbeddingSection(Section):
     """Tables of at most this many rows are kept whole on every rank; 0 shards all of them."""
     wire_precision: Literal["fp32", "bf16"] = "fp32"
     """What rows and their gradients travel as between ranks; `bf16` halves the bytes and rounds
-    both. They are stored and summed in fp32 all the same."""
+    both, where they travel. They are stored and summed in fp32 all the same."""
 
 
 class ScheduleSection(Section):

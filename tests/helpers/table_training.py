@@ -161,9 +161,11 @@ def trained(
     return state | {"norms": np.array(norms)}
 
 
-def looked_up(replicate_rows: int, steps: list[int]) -> list[dict[str, np.ndarray]]:
+def looked_up(
+    replicate_rows: int, steps: list[int], wire: Literal["fp32", "bf16"] = "fp32"
+) -> list[dict[str, np.ndarray]]:
     """What each rank's model would see of its rows of some batches, and which rows those are."""
-    tables = ShardedTables(SPECS, section(replicate_rows), seed=3)
+    tables = ShardedTables(SPECS, section(replicate_rows, wire=wire), seed=3)
     return [seen(tables, step, collectives.rank(), collectives.world_size()) for step in steps]
 
 

@@ -50,6 +50,21 @@ def test_lookups_equal_the_local_ones_exactly(world_size: int, replicate_rows: i
 
 
 @WORLDS
+def test_only_rows_that_travel_are_rounded_on_the_wire(world_size: int) -> None:
+    local = LocalTables(tt.SPECS, tt.section(), seed=3)
+    found = run_ranks(tt.looked_up, world_size, 0, [0], "bf16")
+    for rank, [arrays] in enumerate(found):
+        items = tt.seen(local, 0, rank, world_size)["recent"].reshape(-1, tt.NUM_VIEWS * tt.WIDTH)
+        got = arrays["recent"].reshape(items.shape)
+        rounded = torch.from_numpy(items).bfloat16().float().numpy()
+        filled = items.any(axis=1)
+        exact, coarse = ((got == wanted).all(axis=1)[filled] for wanted in (items, rounded))
+        assert (exact | coarse).all()
+        assert exact.any()
+        assert coarse.any() == (world_size > 1)
+
+
+@WORLDS
 @pytest.mark.parametrize("replicate_rows", [0, 37])
 @OPTIMIZERS
 def test_training_equals_the_local_store(world_size: int, replicate_rows: int, rows: dict) -> None:

@@ -1,10 +1,10 @@
 """Tables whose rows are split over ranks, with the interface of `LocalTables`.
 
 Tables of one row width form a group, so there are at most two: rows of V views and rows of one. A
-lookup brings each distinct row of a batch here once, by one exchange of ids (`ask`, which reads no
-row and may run beside the step before) and one of rows (`fetch`) a group; `collect` takes gradients
-back the way the rows came. Replicated rows are read here, and their gradients go to every rank; all
-sum them in rank order and so keep bit-identical copies.
+lookup brings each distinct row of a batch that another rank has here once, by one exchange of ids
+(`ask`, which reads no row and may run beside the step before) and one of rows (`fetch`) a group;
+`collect` takes gradients back the way the rows came. Rows that lie here do not travel. Gradients of
+replicated ones go to every rank; all sum them in rank order and so keep bit-identical copies.
 """
 
 from collections.abc import Mapping, Sequence
@@ -256,13 +256,17 @@ class ShardedTables:
         return _Route(owned, sent, wanted, received, wanted_n, len(replicated), kept_n, runs)
 
     def _runs_of(self, parts: Sequence[Tensor], stay_n: Tensor, num_rows: int) -> Runs:
-        """`_Route.runs` of what each rank asked for."""
+        """`_Route.runs`.
+
+        Args:
+            parts: what each rank asked for.
+            num_rows: my distinct rows, of which the last stay.
+        """
         before, got = (sum(map(len, some)) for some in (parts[: self.rank], parts))
         runs = find_runs(torch.cat([*parts[: self.rank], stay_n, *parts[self.rank :]]))
-        place_n = torch.arange(got + num_rows, dtype=runs.order_n.dtype, device=stay_n.device)
-        place_n = torch.cat(
-            [place_n[:before], place_n[got + num_rows - len(stay_n) :], place_n[before:got]]
-        )
+        all_n = torch.arange(got + num_rows, dtype=runs.order_n.dtype, device=stay_n.device)
+        stay = all_n[got + num_rows - len(stay_n) :]
+        place_n = torch.cat([all_n[:before], stay, all_n[before:got]])
         return Runs(runs.unique_U, place_n.index_select(0, runs.order_n), runs.starts_U)
 
     def _fetch(self, store: RowStore, route: _Route | None) -> Tensor:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from raymtl.analysis.bootstrap import NOISE, Interval, interval
 from raymtl.analysis.cells import Cell
@@ -134,8 +133,10 @@ def over_seeds(values: Sequence[float]) -> Interval:
     """
     if len(values) < FEWEST_PAIRS:
         return Interval(None, None)
+    from scipy.special import stdtrit
+
     mean, error = float(np.mean(values)), np.std(values, ddof=1) / np.sqrt(len(values))
-    half = float(stats.t.ppf(0.975, len(values) - 1) * error)
+    half = float(stdtrit(len(values) - 1, 0.975) * error)
     return Interval(mean - half, mean + half)
 
 

@@ -1,4 +1,4 @@
-"""What stays light: modules that processes without a model import load no torch."""
+"""What stays light: processes without a model load no torch, and those that plan no scipy."""
 
 import os
 import subprocess
@@ -19,7 +19,16 @@ LIGHT = {
 
 @pytest.mark.parametrize("process", LIGHT)
 def test_a_process_without_a_model_does_not_import_torch(process: str) -> None:
-    code = f"import sys, {', '.join(LIGHT[process])}; print('torch' in sys.modules)"
+    assert not _loads("torch", LIGHT[process])
+
+
+def test_what_measures_a_process_for_a_plan_does_not_import_scipy() -> None:
+    assert not _loads("scipy", ["raymtl.analysis.rates"])
+
+
+def _loads(package: str, modules: list[str]) -> bool:
+    """Whether a new process that imports modules has a package then."""
+    code = f"import sys, {', '.join(modules)}; print({package!r} in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(HOMES)},
@@ -27,4 +36,5 @@ def test_a_process_without_a_model_does_not_import_torch(process: str) -> None:
         text=True,
         check=False,
     )
-    assert (done.stdout, done.stderr) == ("False\n", "")
+    assert done.stderr == ""
+    return {"True\n": True, "False\n": False}[done.stdout]

@@ -62,15 +62,17 @@ def sum_(tensor: Tensor, group: Group | None = None) -> Tensor:
 class Begun:
     """An exchange on its way; what is sent must not change before `wait`."""
 
-    received: Tensor
     _sent: Tensor
+    _received: Tensor
+    _into: Tensor
+    """What was received, or where it shall lie in another type."""
     _work: Any
 
     def wait(self) -> Tensor:
         """What this rank got; raises where another rank is gone."""
         if self._work is not None:
             self._work.wait()
-        return self.received
+        return self._into if self._received is self._into else self._into.copy_(self._received)
 
 
 def begin_exchange(
@@ -83,15 +85,19 @@ def begin_exchange(
     """Collective. `exchange` without waiting for it; all ranks begin theirs in one order.
 
     Args:
-        into: contiguous, of the result's shape and type, to receive in; null for a new tensor.
+        into: contiguous, of the result's shape, to receive in; of another type than `send` it takes
+            a copy. Null for a new tensor.
     """
     if world_size() == 1:
-        return Begun(send if into is None else into.copy_(send), send, None)
-    received = send.new_empty((sum(receive_sizes), *send.shape[1:])) if into is None else into
+        return Begun(send, send, send if into is None else into, None)
+    if into is not None and into.dtype == send.dtype:
+        received = into
+    else:
+        received = send.new_empty((sum(receive_sizes), *send.shape[1:]))
     work = dist.all_to_all_single(
         received, send, receive_sizes, send_sizes, group=group, async_op=True
     )
-    return Begun(received, send, work)
+    return Begun(send, received, received if into is None else into, work)
 
 
 def exchange(

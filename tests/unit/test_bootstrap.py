@@ -173,11 +173,14 @@ def test_the_interval_over_seeds_is_students() -> None:
     # Mean .001, standard deviation .003, t(2) 4.302653.
     half = 4.302653 * 0.003 / 3**0.5
     assert found == pytest.approx((0.001 - half, 0.001 + half), abs=1e-8)
-    assert over_seeds([0.001, -0.002]) == Interval(None, None)
+    for too_few in ([0.001, -0.002], [0.001, -0.002, 0.004, None]):
+        assert over_seeds(too_few) == Interval(None, None)
 
 
 def test_an_interval_over_seeds_covers_the_truth_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     intervals = [over_seeds(generator.normal(0.5, 2.0, 3).tolist()) for _ in range(2000)]
-    covered = sum(low <= 0.5 <= high for low, high in intervals if low and high)
+    both_ends = [(low, high) for low, high in intervals if low is not None and high is not None]
+    assert len(both_ends) == 2000
+    covered = sum(low <= 0.5 <= high for low, high in both_ends)
     assert 1870 <= covered <= 1930  # 1900 expected, standard deviation 9.7

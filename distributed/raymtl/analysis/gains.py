@@ -86,10 +86,11 @@ def differences(
     for v, view in enumerate(views):
         pair = (view.pair.a, view.pair.b) if view.pair else None
         for metric in [m for m in COMPARED if m in ours[0].draws[v]]:
-            value, draws_R = _difference(ours, theirs, v, metric)
-            between = interval(draws_R)
+            value = _value(ours, theirs, v, metric)
+            between = interval(_value_of_draws(ours, theirs, v, metric))
             said = verdict(between, metric) if value is not None else "unknown"
-            of_pairs = _of_pairs(ours, theirs, v, metric) if seeds and value is not None else []
+            both = zip(ours, theirs, strict=True) if seeds else ()
+            of_pairs = [_value([a], [b], v, metric) for a, b in both]
             found.append(
                 Difference(
                     ours[0].cell.label,
@@ -125,38 +126,41 @@ def verdict(between: Interval, metric: str) -> str:
     return "within noise" if narrow else "undecided"
 
 
-def over_seeds(values: Sequence[float]) -> Interval:
+def over_seeds(values: Sequence[float | None]) -> Interval:
     """Student's 95 % interval of the mean of what single pairs of seeds give.
 
-    It holds what training leaves to chance: fp32 alone, summed in another order, moves AUC by some
-    thousandths. Both ends are None below `FEWEST_PAIRS`.
+    It holds what training leaves to chance: fp32 alone, summed in another order, moves AUC by a
+    thousandth (docs/log.md, 2026-11-30). Both ends are None below `FEWEST_PAIRS`, or where a pair
+    has no value.
     """
-    if len(values) < FEWEST_PAIRS:
+    known = [value for value in values if value is not None]
+    if len(known) < max(FEWEST_PAIRS, len(values)):
         return Interval(None, None)
     from scipy.special import stdtrit
 
-    mean, error = float(np.mean(values)), np.std(values, ddof=1) / np.sqrt(len(values))
-    half = float(stdtrit(len(values) - 1, 0.975) * error)
+    mean, error = float(np.mean(known)), np.std(known, ddof=1) / np.sqrt(len(known))
+    half = float(stdtrit(len(known) - 1, 0.975) * error)
     return Interval(mean - half, mean + half)
 
 
-def _of_pairs(
+def _value(
     ours: Sequence[Measured], theirs: Sequence[Measured], view: int, metric: str
-) -> list[float]:
-    """Of each seed that both have."""
-    both = zip(ours, theirs, strict=True)
-    found = [_difference([a], [b], view, metric)[0] for a, b in both]
-    return [value for value in found if value is not None]
-
-
-def _difference(
-    ours: Sequence[Measured], theirs: Sequence[Measured], view: int, metric: str
-) -> tuple[float | None, np.ndarray]:
-    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+) -> float | None:
+    """Mean of ours less mean of theirs, above 0 where ours is better; None where one has none."""
     sides = [[m.points[view][metric] for m in side] for side in (ours, theirs)]
-    draws = [np.mean([m.draws[view][metric] for m in side], axis=0) for side in (ours, theirs)]
-    draws_R = sign * (draws[0] - draws[1])
     if any(value is None for side in sides for value in side):
-        return None, draws_R
+        return None
     means = [float(np.mean([v for v in side if v is not None])) for side in sides]
-    return sign * (means[0] - means[1]), draws_R
+    return _sign(metric) * (means[0] - means[1])
+
+
+def _value_of_draws(
+    ours: Sequence[Measured], theirs: Sequence[Measured], view: int, metric: str
+) -> np.ndarray:
+    """The same in every draw, (R,)."""
+    draws = [np.mean([m.draws[view][metric] for m in side], axis=0) for side in (ours, theirs)]
+    return _sign(metric) * (draws[0] - draws[1])
+
+
+def _sign(metric: str) -> float:
+    return -1.0 if metric in LOWER_IS_BETTER else 1.0

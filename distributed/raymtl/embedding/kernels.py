@@ -132,6 +132,7 @@ def sum_bagged_runs(
             one b to the next, and from a view to the next; 1 for bfloat16, 0 for float32; address
             of its first weight, 0 for none, and bytes to the next. The caller keeps that memory.
         runs: ids as place b * C + c in (B, C), below 2^31.
+        out: as `sum_runs` has it.
     """
     sum_ = row_loops.sum_bagged_runs(*shape_VD)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from raymtl import collectives
 from raymtl.batch import Layout
-from raymtl.collectives import Begun, Group
+from raymtl.collectives import Group
 from raymtl.config import EmbeddingSection
 from raymtl.embedding.initial import fill_initial
 from raymtl.embedding.placement import bucket_range, bucket_start
@@ -277,9 +277,10 @@ class ShardedTables:
         reply = store.padded.new_empty(len(route.wanted_n), width, dtype=self._wire)
         gather_rows(store.values, route.wanted_n, reply)
         rows = store.padded.new_empty(num_came + len(route.kept_n), width)
-        begun = self._begin(reply, route.wanted, route.owned, rows[:num_came])
-        gather_rows(store.padded, route.kept_n, rows[num_came:])
-        _end(begun, rows[:num_came])
+        came, kept = rows[:num_came], rows[num_came:]
+        begun = collectives.begin_exchange(reply, route.wanted, route.owned, into=came)
+        gather_rows(store.padded, route.kept_n, kept)
+        begun.wait()
         return rows
 
     def _bring(self, group: GroupRows) -> tuple[Tensor, Tensor, Tensor]:
@@ -292,7 +293,8 @@ class ShardedTables:
             return group.runs.unique_U, *row_gradients_and_squares(group)
         num_came, num_got = sum(route.owned), sum(route.received)
         grads = group.values.new_empty(num_got + group.num_rows, group.values.shape[1])
-        mine = row_gradients(group, grads[num_got:])
+        got, mine = grads[:num_got], grads[num_got:]
+        row_gradients(group, mine)
         send = mine[:num_came]
         if route.num_copies:
             copies = mine[-route.num_copies :]
@@ -300,18 +302,6 @@ class ShardedTables:
             copies.copy_(copies.to(self._wire))
             parts = [part for r, part in enumerate(send.split(route.owned)) if r != self.rank]
             send = torch.cat([piece for part in parts for piece in (part, copies)])
-        begun = self._begin(send.to(self._wire), route.sent, route.received, grads[:num_got])
-        _end(begun, grads[:num_got])
+        send = send.to(self._wire)
+        collectives.begin_exchange(send, route.sent, route.received, into=got).wait()
         return route.runs.unique_U, *sum_runs(grads, route.runs, group.views)
-
-    def _begin(self, send: Tensor, sent: list[int], received: list[int], into: Tensor) -> Begun:
-        """Collective. Begins an exchange of rows; into float32 `into`, if they travel so."""
-        in_place = into if self._wire == into.dtype else None
-        return collectives.begin_exchange(send, sent, received, into=in_place)
-
-
-def _end(begun: Begun, into: Tensor) -> None:
-    """Collective. Waits for rows to be in `into`."""
-    received = begun.wait()
-    if received.dtype != into.dtype:
-        into.copy_(received)
